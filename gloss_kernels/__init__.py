@@ -1,0 +1,32 @@
+"""Graph-propagation kernels for G-Loss: exact cosine top-k graphs, label propagation with exact gradients, the loss.
+
+Four stages, the same four names on every floor::
+
+    embeddings --topk--> neighbours --graph--> sparse graph --propagate--> probabilities --loss--> scalar
+"""
+
+from . import sigma
+from ._dispatch import BackendStatus, available_backends
+from ._native import progress
+from .graph import SimilarityGraph, similarity_graph
+from .loss import GLoss, g_loss
+from .propagate import Propagation, propagate_labels
+from .topk import TopK, cosine_topk
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendStatus",
+    "GLoss",
+    "Propagation",
+    "SimilarityGraph",
+    "TopK",
+    "__version__",
+    "available_backends",
+    "cosine_topk",
+    "g_loss",
+    "progress",
+    "propagate_labels",
+    "sigma",
+    "similarity_graph",
+]

@@ -1,0 +1,158 @@
+"""The dense mini-batch path: stages 2 and 3 on an n x n graph, for n up to a few thousand.
+
+Plain torch on any device, except the solve: one operator, a Cholesky factorisation of the hidden block with an
+implicit gradient (one more solve with the same factor). Used where every document neighbours every other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .propagate import Propagation, drop_vanishing
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """x / |x| by rows in float32 (float64 for float64); a zero row stays zero, with gradient zero. [n, d]"""
+    x = x if x.dtype == torch.float64 else x.float()
+    largest = x.detach().abs().amax(dim=1, keepdim=True)  # first to size 1, so that squares neither vanish nor overflow
+    x = x / torch.where(largest > 0, largest, 1.0)
+    squared = (x * x).sum(dim=1, keepdim=True)
+    return torch.where(squared > 0, x / torch.where(squared > 0, squared, 1.0).sqrt(), 0.0)
+
+
+def adjacency(embeddings: Tensor, sigma: float | Tensor) -> Tensor:
+    """exp((c_ij - 1) / sigma^2) with a zero diagonal, [n, n]; sigma a number, 0-dim or [n] (then sigma_i sigma_j)."""
+    u = unit_rows(embeddings)
+    if isinstance(sigma, Tensor):
+        sigma = sigma.to(u)
+        squared = sigma**2 if sigma.ndim == 0 else sigma[:, None] * sigma[None, :]
+        weights = torch.exp((u @ u.T - 1) / squared)
+    else:
+        weights = torch.exp((u @ u.T - 1) * (1 / sigma**2))
+    return weights.masked_fill(torch.eye(len(u), dtype=torch.bool, device=u.device), 0.0)
+
+
+def normalize(adjacency: Tensor, how: str) -> Tensor:
+    """M_ij = A_ij s_i s_j: "row" s = 1, "symmetric" s = d^-1/2, "paper" s = 1 / (A d^-1/2), with d = A 1."""
+    if how == "row":
+        return adjacency
+    s = _power(adjacency.sum(dim=1), -0.5)
+    if how == "paper":
+        s = _power(adjacency @ s, -1.0)
+    return s[:, None] * adjacency * s[None, :]
+
+
+def _power(x: Tensor, exponent: float) -> Tensor:
+    """x ** exponent, and 0 with gradient 0 where x is 0."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** exponent, 0.0)
+
+
+def propagate(
+    adjacency: Tensor, labels: Tensor, num_classes: int, alpha: float | None, normalization: str
+) -> Propagation:
+    """As propagate_labels, for a dense symmetric graph [n, n]."""
+    labeled = labels >= 0
+    boundary = torch.nn.functional.one_hot(labels.clamp(min=0), num_classes).to(adjacency.dtype) * labeled[:, None]
+    m = normalize(drop_vanishing(adjacency), normalization if alpha is None else "symmetric")
+    f, _, reachable = dense_propagate_op(m, labeled, boundary, -1.0 if alpha is None else alpha)
+    if alpha is not None:
+        total = f.sum(dim=1, keepdim=True)
+        f = torch.where(total > 0, f / torch.where(total > 0, total, 1.0), 1 / num_classes)
+    zero = torch.zeros((), dtype=torch.float64, device=f.device)
+    return Propagation(f, zero.long(), zero, reachable)
+
+
+# ------------------------------------------------------------------------------------------- operators
+# Harmonic (alpha < 0), with r = d^-1/2 to give the system a unit diagonal:
+#   (I - r M_UU r) (F_U / r) = r M_UL Y_L         adjoint: the same system with r G_U on the right gives Lam_U / r
+#   dL/dM_ij = Lam_i . (F_j - F_i)
+# Spreading: (I - alpha M) F = (1 - alpha) Y;     dL/dM_ij = alpha Lam_i . F_j
+@torch.library.custom_op("gloss_kernels::dense_propagate", mutates_args=())
+def dense_propagate_op(m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    """F [n, C]; the Cholesky factor of the solved block in the corner of [n, n]; reachable [n]."""
+    reachable = _reachable(m, fixed)
+    rows = (reachable if alpha >= 0 else reachable & ~fixed).nonzero().squeeze(1)
+    factor = torch.zeros_like(m)
+    f = torch.full_like(boundary, 0.0 if alpha >= 0 else 1 / boundary.shape[1])
+    f[fixed] = boundary[fixed]
+    if len(rows):
+        block = m[rows][:, rows]
+        if alpha >= 0:
+            scale = None
+            system = -alpha * block
+            right = (1 - alpha) * boundary[rows]
+        else:
+            scale = m[rows].sum(dim=1).rsqrt()[:, None]
+            system = -(scale * block * scale.T)
+            right = scale * (m[rows] @ boundary)
+        system.diagonal().add_(1)
+        lower = _cholesky(system)
+        solution = torch.cholesky_solve(right, lower)
+        f[rows] = solution if scale is None else scale * solution
+        factor[: len(rows), : len(rows)] = lower
+    return f, factor, reachable
+
+
+def _reachable(m: Tensor, fixed: Tensor) -> Tensor:
+    reached = fixed | (m @ fixed.to(m.dtype) > 0)
+    while not bool(reached.all()):
+        grown = reached | (m @ reached.to(m.dtype) > 0)
+        if bool((grown == reached).all()):
+            break
+        reached = grown
+    return reached
+
+
+def _cholesky(system: Tensor) -> Tensor:
+    """In float64 where rounding makes float32 fail; a last resort of 1e-12 on the unit diagonal for float64."""
+    lower: Tensor
+    lower, info = torch.linalg.cholesky_ex(system)
+    if int(info) != 0:
+        wide = system.double()
+        wide.diagonal().add_(1e-12)
+        lower = torch.linalg.cholesky(wide).to(system.dtype)
+    return lower
+
+
+@dense_propagate_op.register_fake
+def _(m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    return boundary.new_empty(boundary.shape), m.new_empty(m.shape), fixed.new_empty(fixed.shape)
+
+
+@torch.library.custom_op("gloss_kernels::dense_propagate_backward", mutates_args=())
+def dense_propagate_backward_op(
+    grad_f: Tensor, m: Tensor, fixed: Tensor, f: Tensor, factor: Tensor, reachable: Tensor, alpha: float
+) -> Tensor:
+    rows = (reachable if alpha >= 0 else reachable & ~fixed).nonzero().squeeze(1)
+    grad_m = torch.zeros_like(m)
+    if len(rows):
+        lower = factor[: len(rows), : len(rows)]
+        if alpha >= 0:
+            grad_m[rows] = alpha * (torch.cholesky_solve(grad_f[rows], lower) @ f.T)
+        else:
+            scale = m[rows].sum(dim=1).rsqrt()[:, None]
+            lam = scale * torch.cholesky_solve(scale * grad_f[rows], lower)
+            grad_m[rows] = lam @ f.T - (lam * f[rows]).sum(dim=1, keepdim=True)
+    return grad_m
+
+
+@dense_propagate_backward_op.register_fake
+def _(grad_f: Tensor, m: Tensor, fixed: Tensor, f: Tensor, factor: Tensor, reachable: Tensor, alpha: float) -> Tensor:
+    return m.new_empty(m.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    m, fixed, _, ctx.alpha = inputs
+    f, factor, reachable = output
+    ctx.save_for_backward(m, fixed, f, factor, reachable)
+    ctx.mark_non_differentiable(factor, reachable)
+
+
+def _backward(ctx: Any, grad_f: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return dense_propagate_backward_op(grad_f, *ctx.saved_tensors, ctx.alpha), None, None, None
+
+
+dense_propagate_op.register_autograd(_backward, setup_context=_setup)

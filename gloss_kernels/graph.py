@@ -1,0 +1,277 @@
+"""Stage 2, graph: from nearest neighbours to a weighted sparse graph in CSR form."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _dispatch, _native, _validate, reference
+from .topk import TopK, cosine_topk
+
+SYMMETRIZE = ("sum", "union", "mutual", None)
+
+
+class SimilarityGraph(NamedTuple):
+    """A weighted sparse graph of n nodes in CSR form, with torch's names.
+
+    Row i has the edges ``col_indices[crow_indices[i]:crow_indices[i + 1]]``, ascending, without repeats or self edges.
+
+    Attributes:
+        crow_indices: int64 [n + 1].
+        col_indices: int64 [nnz].
+        values: float32 or float64 [nnz], not negative; may carry a gradient.
+        symmetric: whether entry (j, i) equals entry (i, j). Propagation needs it.
+    """
+
+    crow_indices: Tensor
+    col_indices: Tensor
+    values: Tensor
+    symmetric: bool = True
+
+    @property
+    def num_nodes(self) -> int:
+        """n."""
+        return len(self.crow_indices) - 1
+
+    @property
+    def num_edges(self) -> int:
+        """nnz; an undirected edge counts twice."""
+        return len(self.values)
+
+    @property
+    def row_indices(self) -> Tensor:
+        """int64 [nnz]: the row of every entry."""
+        nodes = torch.arange(self.num_nodes, device=self.crow_indices.device)
+        return nodes.repeat_interleave(self.crow_indices.diff(), output_size=len(self.values))
+
+    @property
+    def edge_index(self) -> Tensor:
+        """int64 [2, nnz], PyG's convention: source nodes above target nodes; edge (j -> i) is entry (i, j)."""
+        return torch.stack([self.col_indices, self.row_indices])
+
+    def to(self, device: torch.device | str) -> SimilarityGraph:
+        """The same graph on another device."""
+        crow, col, values = (x.to(device) for x in (self.crow_indices, self.col_indices, self.values))
+        return SimilarityGraph(crow, col, values, self.symmetric)
+
+    def to_sparse_csr(self) -> Tensor:
+        """As torch.sparse_csr_tensor [n, n]."""
+        n = self.num_nodes
+        return torch.sparse_csr_tensor(self.crow_indices, self.col_indices, self.values, (n, n), check_invariants=True)
+
+    def to_scipy(self) -> Any:
+        """As scipy.sparse.csr_array [n, n] (a copy on the CPU, without gradient)."""
+        from scipy.sparse import csr_array
+
+        crow, col, values = (x.detach().cpu().numpy() for x in (self.crow_indices, self.col_indices, self.values))
+        return csr_array((values, col, crow), shape=(self.num_nodes, self.num_nodes))
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> SimilarityGraph:
+        """From any scipy.sparse matrix [n, n] of weights >= 0; repeated entries are added, self edges dropped."""
+        if not hasattr(matrix, "tocoo"):
+            raise TypeError(f"matrix: got {type(matrix).__name__}, wants a scipy.sparse matrix")
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"matrix: got shape {matrix.shape}, wants a square one")
+        coo = matrix.tocoo()
+        keep = coo.row != coo.col
+        csr = type(coo)((coo.data[keep], (coo.row[keep], coo.col[keep])), shape=coo.shape).tocsr()
+        csr.sum_duplicates()
+        values = torch.as_tensor(np.asarray(csr.data))
+        if values.dtype != torch.float64:
+            values = values.to(torch.float32)
+        if not bool((torch.isfinite(values) & (values >= 0)).all()):
+            raise ValueError("matrix: holds a weight that is negative, NaN or Inf, wants weights >= 0")
+        symmetric = (csr != csr.T).nnz == 0
+        crow, col = (torch.as_tensor(np.asarray(x, dtype=np.int64)) for x in (csr.indptr, csr.indices))
+        return cls(crow, col, values, bool(symmetric))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes an .npz file (no pickle) with the arrays of this tuple."""
+        arrays: dict[str, Any] = {name: getattr(self, name).detach().cpu().numpy() for name in self._fields[:3]}
+        arrays["symmetric"] = np.array(self.symmetric)
+        with open(path, "wb") as file:  # numpy would append .npz to a name without it
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SimilarityGraph:
+        """Reads what :meth:`save` wrote, and checks it."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                crow, col, values = (torch.as_tensor(file[name]) for name in cls._fields[:3])
+                symmetric = bool(file["symmetric"])
+        except (KeyError, ValueError, EOFError, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"path: {os.fspath(path)!r} is not a graph saved by SimilarityGraph.save") from error
+        graph = cls(crow, col, values, symmetric)
+        check_graph("path", graph)
+        return graph
+
+
+def check_graph(name: str, graph: Any) -> SimilarityGraph:
+    """Raises where the arrays are not a CSR graph; reads them once."""
+    if not isinstance(graph, SimilarityGraph):
+        raise TypeError(f"{name}: got {type(graph).__name__}, wants a SimilarityGraph (see SimilarityGraph.from_scipy)")
+    crow, col, values, _ = graph
+    for part, x, kinds in (("crow_indices", crow, (torch.int64,)), ("col_indices", col, (torch.int64,)),
+                           ("values", values, (torch.float32, torch.float64))):  # fmt: skip
+        if x.ndim != 1 or x.dtype not in kinds:
+            raise ValueError(f"{name}.{part}: got {x.dtype} {tuple(x.shape)}, wants a vector of {kinds[-1]}")
+    if len(crow) == 0 or len(col) != len(values):
+        raise ValueError(f"{name}: crow_indices [n + 1], col_indices and values [nnz] do not fit together")
+    if int(crow[0]) != 0 or int(crow[-1]) != len(col) or bool((crow.diff() < 0).any()):
+        raise ValueError(f"{name}.crow_indices: wants numbers that rise from 0 to nnz = {len(col)}")
+    if len(col) and (int(col.min()) < 0 or int(col.max()) >= len(crow) - 1):
+        raise ValueError(f"{name}.col_indices: holds a node outside 0..{len(crow) - 2}")
+    if not bool((torch.isfinite(values) & (values >= 0)).all()):
+        raise ValueError(f"{name}.values: holds a weight that is negative, NaN or Inf, wants weights >= 0")
+    return graph
+
+
+def similarity_graph(
+    embeddings: Tensor,
+    n_neighbors: int = 15,
+    *,
+    sigma: float | Tensor = 0.5,
+    symmetrize: str | None = "sum",
+    neighbors: TopK | None = None,
+    exact: bool = True,
+    backend: str = "auto",
+) -> SimilarityGraph:
+    """The Gaussian k-nearest-neighbour graph of documents, with gradient to embeddings and sigma.
+
+    W_ij = exp((c_ij - 1) / sigma^2) for j among the n_neighbors nearest of i, c the cosine; on the unit sphere this is
+    exp(-|u_i - u_j|^2 / (2 sigma^2)) (G-Loss, arXiv 2604.25853). Equivalent torch for symmetrize="sum"::
+
+        c, j = cosine_topk(embeddings, k=n_neighbors)
+        W = torch.zeros(n, n).scatter(1, j, torch.exp((c - 1) / sigma**2))
+        (W + W.T).to_sparse_csr()
+
+    Args:
+        embeddings: [n, d], as for :func:`cosine_topk`.
+        n_neighbors: 1 to n - 1.
+        sigma: > 0, or a tensor: 0-dim (learnable), or [n], a scale for each document: W_ij = exp((c_ij - 1) /
+            (sigma_i sigma_j)) (self-tuning, see :func:`gloss_kernels.sigma.sigma_self_tuning`).
+        symmetrize: "sum" W + W^T, "union" max(W, W^T), "mutual" min(W, W^T), None directed.
+        neighbors: a TopK of these embeddings found earlier (by NeighborIndex for instance): the search is left out, its
+            indices are used, and its values are the cosines, carrying their gradient.
+        exact, backend: as for :func:`cosine_topk`.
+
+    Returns:
+        SimilarityGraph with float32 values (float64 for float64 input).
+    """
+    _validate.matrix("embeddings", embeddings)
+    _validate.choice("symmetrize", symmetrize, SYMMETRIZE)
+    if neighbors is None:
+        neighbors = cosine_topk(embeddings, k=n_neighbors, exact=exact, backend=backend)
+    else:
+        _check_neighbors(neighbors, embeddings)
+    chosen = _dispatch.resolve(backend, embeddings.device)
+    weights = gaussian_weights(neighbors, sigma)
+    if chosen == "reference":
+        return _reference_graph(neighbors.indices, weights, symmetrize)
+    crow, col, forward, reverse = knn_structure_op(neighbors.indices, symmetrize or "none")
+    nnz = int(crow[-1])
+    values = combine_edges_op(weights, forward[:nnz].clone(), reverse[:nnz].clone(), symmetrize or "none")
+    return SimilarityGraph(crow, col[:nnz].clone(), values, symmetrize is not None)
+
+
+def gaussian_weights(neighbors: TopK, sigma: float | Tensor) -> Tensor:
+    """exp((c - 1) / sigma^2) [n, k] for the neighbours' cosines c; plain torch, so sigma may be learned."""
+    c, j = neighbors
+    sigma = check_sigma(sigma, len(c))
+    if isinstance(sigma, Tensor):
+        sigma = sigma.to(c)
+        return torch.exp((c - 1) / (sigma**2 if sigma.ndim == 0 else sigma[:, None] * sigma[j]))
+    return torch.exp((c - 1) / sigma**2)
+
+
+def check_sigma(sigma: Any, n: int) -> float | Tensor:
+    if not isinstance(sigma, Tensor):
+        return _validate.number("sigma", sigma, 0, open_low=True)
+    if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) != n):
+        raise ValueError(f"sigma: got shape {tuple(sigma.shape)}, wants a number, a 0-dim tensor or [{n}]")
+    if not sigma.is_floating_point():
+        raise TypeError(f"sigma: got {sigma.dtype}, wants a floating dtype")
+    if not torch.compiler.is_compiling() and sigma.device.type == "cpu" and not bool((sigma > 0).all()):
+        raise ValueError("sigma: holds a number that is not above 0")
+    return sigma
+
+
+def _check_neighbors(neighbors: Any, embeddings: Tensor) -> None:
+    if not (isinstance(neighbors, tuple) and len(neighbors) == 2 and all(isinstance(x, Tensor) for x in neighbors)):
+        raise TypeError(f"neighbors: got {type(neighbors).__name__}, wants TopK(values, indices)")
+    values, indices = neighbors
+    if values.ndim != 2 or len(values) != len(embeddings):
+        raise ValueError(f"neighbors.values: got shape {tuple(values.shape)}, wants [{len(embeddings)}, k]")
+    _validate.integers("neighbors.indices", indices, tuple(values.shape))
+
+
+def _reference_graph(indices: Tensor, weights: Tensor, symmetrize: str | None) -> SimilarityGraph:
+    n = len(indices)
+    directed = torch.zeros(n, n, dtype=weights.dtype, device=weights.device).scatter(1, indices, weights)
+    edge = torch.zeros(n, n, dtype=torch.bool, device=weights.device).scatter(1, indices, True)
+    edge = edge & edge.T if symmetrize == "mutual" else edge | edge.T if symmetrize else edge
+    row, col = edge.nonzero(as_tuple=True)
+    crow = torch.nn.functional.pad(edge.sum(dim=1).cumsum(0), (1, 0))
+    return SimilarityGraph(crow, col, reference.symmetrize(directed, symmetrize)[row, col], symmetrize is not None)
+
+
+# ------------------------------------------------------------------------------------------- operators
+# "none" stands for symmetrize=None, since an operator's schema has strings only. Of the structure's arrays
+# crow [n + 1], col, forward, reverse [capacity] (csrc/gloss.h) the entries past crow[n] are padding, so that shapes
+# depend on n and k only.
+def _mode(symmetrize: str) -> str | None:
+    return None if symmetrize == "none" else symmetrize
+
+
+@torch.library.custom_op("gloss_kernels::knn_structure", mutates_args=(), device_types="cpu")
+def knn_structure_op(indices: Tensor, symmetrize: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _native.knn_structure(indices, _mode(symmetrize))
+
+
+@knn_structure_op.register_fake
+def _(indices: Tensor, symmetrize: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, k = indices.shape
+    capacity = _native.structure_capacity(n, k, _mode(symmetrize))
+    col, forward, reverse = (indices.new_empty(capacity) for _ in range(3))
+    return indices.new_empty(n + 1), col, forward, reverse
+
+
+@torch.library.custom_op("gloss_kernels::combine_edges", mutates_args=(), device_types="cpu")
+def combine_edges_op(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str) -> Tensor:
+    return _native.combine_edges(weights, forward, reverse, _mode(symmetrize))
+
+
+@combine_edges_op.register_fake
+def _(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str) -> Tensor:
+    return weights.new_empty(forward.shape)
+
+
+@torch.library.custom_op("gloss_kernels::combine_edges_backward", mutates_args=(), device_types="cpu")
+def combine_edges_backward_op(
+    grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str
+) -> Tensor:
+    return _native.combine_edges_backward(grad_values, weights, forward, reverse, _mode(symmetrize))
+
+
+@combine_edges_backward_op.register_fake
+def _(grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str) -> Tensor:
+    return weights.new_empty(weights.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    weights, forward, reverse, ctx.symmetrize = inputs
+    ctx.save_for_backward(weights, forward, reverse)
+
+
+def _backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor | None, ...]:
+    return combine_edges_backward_op(grad_values, *ctx.saved_tensors, ctx.symmetrize), None, None, None
+
+
+combine_edges_op.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,334 @@
+"""Stage 3, propagate: labels flow along the edges, as a sparse linear solve with an exact gradient."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _dispatch, _native, _validate, reference
+from .graph import SimilarityGraph, check_graph
+
+NORMALIZATIONS = ("row", "paper")
+
+
+class Propagation(NamedTuple):
+    """Result of :func:`propagate_labels`.
+
+    Attributes:
+        probabilities: float [n, C], rows sum to 1 (to tol). Labelled rows are one-hot (harmonic solution).
+        iterations: int64 [], conjugate-gradient steps of the slowest class (0: a direct solve).
+        residual: float64 [], the largest relative residual of a class.
+        reachable: bool [n], whether a labelled document can be reached; other rows hold the prior.
+    """
+
+    probabilities: Tensor
+    iterations: Tensor
+    residual: Tensor
+    reachable: Tensor
+
+
+def propagate_labels(
+    graph: SimilarityGraph,
+    labels: Tensor,
+    num_classes: int | None = None,
+    *,
+    alpha: float | None = None,
+    normalization: str = "row",
+    prior_strength: float = 0.0,
+    prior: Tensor | None = None,
+    tol: float = 1e-4,
+    max_iter: int = 500,
+    initial: Tensor | None = None,
+    backend: str = "auto",
+) -> Propagation:
+    """Label propagation on a sparse symmetric graph, with an exact (implicit) gradient to its weights.
+
+    With M the normalised graph, D = diag(M 1), L the labelled and U the other documents, the harmonic solution
+    (Zhu et al. 2003) of ``(D_UU - M_UU) F_U = M_UL Y_L``, F_L = Y_L. Equivalent torch::
+
+        F_U = torch.linalg.solve(D[U][:, U] - M[U][:, U], M[U][:, L] @ Y[L])
+
+    solved by conjugate gradients with the diagonal as preconditioner, all classes at once.
+
+    Args:
+        graph: symmetric SimilarityGraph of n nodes.
+        labels: int64 [n], -1 is unlabelled (scikit-learn's convention).
+        num_classes: C; default labels.max() + 1.
+        alpha: None for the harmonic solution; in (0, 1) for label spreading (Zhou et al. 2004),
+            (1 - alpha) (I - alpha D^-1/2 A D^-1/2)^-1 Y with rows scaled to sum 1. Then normalization and
+            prior_strength are not used.
+        normalization: "row" M = A, the paper's equation; "paper" what its published code computes (symmetric, then
+            column, then row normalisation).
+        prior_strength: eps >= 0 pulls towards the prior: (D (1 + eps) - M) F = M Y + eps D prior.
+        prior: float [C], sums to 1; what documents without a path to a label receive. Default uniform.
+        tol: a class is done when its residual is at most tol times its right-hand side (norms weighted by D^-1).
+        max_iter: steps at most; not converging is warned of and stands in ``residual``.
+        initial: float [n, C], a start for the unlabelled rows, such as an earlier result.
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
+
+    Returns:
+        Propagation. The gradient of ``graph.values`` is that of undirected weights: entries (i, j) and (j, i) get half
+        of it each. A document that reaches no label has the prior and gradient zero; never NaN. Weights under 1e-32
+        (float64: 1e-280) count as no edge.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    check_graph("graph", graph)
+    if not graph.symmetric:
+        raise ValueError("graph: is directed, wants a symmetric one (similarity_graph with symmetrize='sum')")
+    n = graph.num_nodes
+    _validate.integers("labels", labels, (n,))
+    _validate.same_device("labels", labels, graph.values)
+    if num_classes is None:
+        num_classes = max(int(labels.max()) + 1 if n else 1, 1)
+    _validate.whole_number("num_classes", num_classes, 1)
+    check_labels("labels", labels, num_classes)
+    check_options(alpha, normalization, tol, max_iter)
+    _validate.number("prior_strength", prior_strength, 0)
+    prior = _check_prior(prior, num_classes, graph.values)
+    if initial is not None and tuple(initial.shape) != (n, num_classes):
+        raise ValueError(f"initial: got shape {tuple(initial.shape)}, wants [{n}, {num_classes}]")
+    chosen = _dispatch.resolve(backend, graph.values.device)
+    if chosen == "reference":
+        return _reference(graph, labels, num_classes, alpha, normalization, prior_strength, prior)
+    return solve(
+        graph.crow_indices, graph.col_indices, graph.values, labels, num_classes, alpha=alpha,
+        normalization=normalization, prior_strength=prior_strength, prior=prior, tol=tol, max_iter=max_iter,
+        initial=initial,
+    )  # fmt: skip
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int, ignored: int = -1) -> None:
+    """Reads the labels, so only where that costs no synchronisation."""
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not len(labels):
+        return
+    wrong = ((labels < 0) | (labels >= num_classes)) & (labels != ignored)
+    if bool(wrong.any()):
+        at = int(wrong.nonzero()[0])
+        raise ValueError(f"{name}: document {at} has label {int(labels[at])}, wants 0..{num_classes - 1} or {ignored}")
+
+
+def check_options(alpha: float | None, normalization: str, tol: float, max_iter: int) -> None:
+    if alpha is not None and not 0 < _validate.number("alpha", alpha, 0) < 1:
+        raise ValueError(f"alpha: got {alpha}, wants None or a number between 0 and 1")
+    _validate.choice("normalization", normalization, NORMALIZATIONS)
+    _validate.number("tol", tol, 0, open_low=True)
+    _validate.whole_number("max_iter", max_iter, 1)
+
+
+def _check_prior(prior: Tensor | None, num_classes: int, like: Tensor) -> Tensor:
+    if prior is None:
+        return like.new_full((num_classes,), 1 / num_classes)
+    if not isinstance(prior, Tensor) or tuple(prior.shape) != (num_classes,):
+        raise ValueError(f"prior: wants a tensor of shape [{num_classes}]")
+    if bool((prior < 0).any()) or abs(float(prior.sum()) - 1) > 1e-3:
+        raise ValueError("prior: wants numbers >= 0 that sum to 1")
+    return prior.detach().to(like)
+
+
+def drop_vanishing(weights: Tensor) -> Tensor:
+    """Weights under 1e-32 (float64: 1e-280) become 0, no edge: dL/dweight grows like 1 / degree and must not overflow."""
+    return torch.where(weights >= (1e-280 if weights.dtype == torch.float64 else 1e-32), weights, 0.0)
+
+
+def solve(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    alpha: float | None,
+    normalization: str,
+    prior_strength: float,
+    prior: Tensor,
+    tol: float,
+    max_iter: int,
+    initial: Tensor | None = None,
+) -> Propagation:
+    """propagate_labels after its checks; shapes depend on n, nnz and C only, so torch.compile can trace it."""
+    labeled = labels >= 0
+    boundary = torch.nn.functional.one_hot(labels.clamp(min=0), num_classes).to(values.dtype) * labeled[:, None]
+    if initial is not None:
+        boundary = torch.where(labeled[:, None], boundary, initial.detach().to(values.dtype))
+    how = normalization if alpha is None else "symmetric"
+    values = drop_vanishing(values)
+    normalized = values if how == "row" else normalize_edges_op(crow, col, values, how)
+    options = (-1.0 if alpha is None else float(alpha), float(prior_strength), float(tol), max_iter)
+    f, iterations, residual, reachable = propagate_op(
+        crow, col, normalized, labeled, boundary, initial is not None, prior, *options
+    )
+    if alpha is not None:
+        total = f.sum(dim=1, keepdim=True)
+        f = torch.where(total > 0, f / torch.where(total > 0, total, 1.0), prior)
+    return Propagation(f, iterations, residual.amax(), reachable)
+
+
+def _reference(
+    graph: SimilarityGraph,
+    labels: Tensor,
+    num_classes: int,
+    alpha: float | None,
+    normalization: str,
+    prior_strength: float,
+    prior: Tensor,
+) -> Propagation:
+    n = graph.num_nodes
+    dense = graph.values.double().new_zeros(n, n)
+    dense = dense.index_put((graph.row_indices, graph.col_indices), graph.values.double())
+    dense = (dense + dense.T) / 2  # the gradient of undirected weights, as in the kernels
+    f, reachable = reference.propagate_labels(dense, labels, num_classes, alpha, normalization, prior_strength, prior)
+    zero = torch.zeros((), dtype=torch.float64, device=labels.device)
+    return Propagation(f.to(graph.values.dtype), zero.long(), zero, reachable)
+
+
+# ------------------------------------------------------------------------------------------- operators
+@torch.library.custom_op("gloss_kernels::normalize_edges", mutates_args=(), device_types="cpu")
+def normalize_edges_op(crow: Tensor, col: Tensor, values: Tensor, normalization: str) -> Tensor:
+    return _native.normalize_edges(crow, col, values, normalization)
+
+
+@normalize_edges_op.register_fake
+def _(crow: Tensor, col: Tensor, values: Tensor, normalization: str) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+@torch.library.custom_op("gloss_kernels::normalize_edges_backward", mutates_args=(), device_types="cpu")
+def normalize_edges_backward_op(
+    grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normalization: str
+) -> Tensor:
+    return _native.normalize_edges_backward(grad_normalized, crow, col, values, normalization)
+
+
+@normalize_edges_backward_op.register_fake
+def _(grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normalization: str) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+def _normalize_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.normalization = inputs[3]
+
+
+def _normalize_backward(ctx: Any, grad_normalized: Tensor) -> tuple[Tensor | None, ...]:
+    return None, None, normalize_edges_backward_op(grad_normalized, *ctx.saved_tensors, ctx.normalization), None
+
+
+normalize_edges_op.register_autograd(_normalize_backward, setup_context=_normalize_setup)
+
+
+# alpha < 0 stands for None, since an operator's schema has no optional float default that every torch reads the same.
+@torch.library.custom_op("gloss_kernels::propagate", mutates_args=(), device_types="cpu")
+def propagate_op(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    fixed: Tensor,
+    boundary: Tensor,
+    has_initial: bool,
+    prior: Tensor,
+    alpha: float,
+    prior_strength: float,
+    tol: float,
+    max_iter: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    f, iterations, residual, reachable = _native.propagate(
+        crow, col, values, fixed, boundary, has_initial, prior, _optional(alpha), prior_strength, tol, max_iter
+    )
+    _warn_unless_converged("propagate_labels", residual, tol, max_iter)
+    return f, torch.tensor(iterations), residual, reachable
+
+
+@propagate_op.register_fake
+def _(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    fixed: Tensor,
+    boundary: Tensor,
+    has_initial: bool,
+    prior: Tensor,
+    alpha: float,
+    prior_strength: float,
+    tol: float,
+    max_iter: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    residual = boundary.new_empty(boundary.shape[1], dtype=torch.float64)
+    return (
+        boundary.new_empty(boundary.shape),
+        crow.new_empty(()),
+        residual,
+        fixed.new_empty(fixed.shape, dtype=torch.bool),
+    )
+
+
+@torch.library.custom_op("gloss_kernels::propagate_backward", mutates_args=(), device_types="cpu")
+def propagate_backward_op(
+    grad_result: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    fixed: Tensor,
+    reachable: Tensor,
+    prior: Tensor,
+    result: Tensor,
+    alpha: float,
+    prior_strength: float,
+    tol: float,
+    max_iter: int,
+) -> Tensor:
+    grad_values, _, residual = _native.propagate_backward(
+        grad_result, crow, col, values, fixed, reachable, prior, result, _optional(alpha), prior_strength, tol, max_iter
+    )
+    _warn_unless_converged("the gradient of propagate_labels", residual, tol, max_iter)
+    return grad_values
+
+
+@propagate_backward_op.register_fake
+def _(
+    grad_result: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    fixed: Tensor,
+    reachable: Tensor,
+    prior: Tensor,
+    result: Tensor,
+    alpha: float,
+    prior_strength: float,
+    tol: float,
+    max_iter: int,
+) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+def _propagate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    crow, col, values, fixed, _boundary, _has_initial, prior, *ctx.options = inputs
+    result, iterations, residual, reachable = output
+    ctx.save_for_backward(crow, col, values, fixed, reachable, prior, result)
+    ctx.mark_non_differentiable(iterations, residual, reachable)
+
+
+def _propagate_backward(ctx: Any, grad_result: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    grad_values = propagate_backward_op(grad_result, *ctx.saved_tensors, *ctx.options)
+    return None, None, grad_values, *(None,) * 8
+
+
+propagate_op.register_autograd(_propagate_backward, setup_context=_propagate_setup)
+
+
+def _optional(alpha: float) -> float | None:
+    return None if alpha < 0 else alpha
+
+
+def _warn_unless_converged(what: str, residual: Tensor, tol: float, max_iter: int) -> None:
+    worst = float(residual.amax()) if len(residual) else 0.0
+    if worst > tol:
+        warnings.warn(
+            f"gloss_kernels: {what} stopped at residual {worst:.1e} after max_iter={max_iter} steps; tol is {tol:.1e}",
+            stacklevel=2,
+        )

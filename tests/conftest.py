@@ -1,0 +1,50 @@
+"""Shared by the tests: where the data lies, the inputs of the grid, and the tolerance rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+BACKENDS = ["cpu"]  # the kernels; each is compared with backend="reference"
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def shared_file(name: str) -> Path:
+    """A file beside the checkout, or a skip that says which one is missing."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"needs {path.relative_to(SHARED.parent)} beside the checkout")
+    return path
+
+
+def documents(n: int, d: int, dtype: torch.dtype = torch.float32, *, seed: int = 0, clusters: int = 5) -> Tensor:
+    """Clustered rows of length about 1, with a common offset: cosines lie between 0.2 and 1, as in text embeddings."""
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.randn(clusters, d, generator=generator, dtype=torch.float64)
+    rows = centers[torch.arange(n) % clusters] + torch.randn(n, d, generator=generator, dtype=torch.float64) + 0.7
+    return (rows / d**0.5).to(dtype)
+
+
+def labels_for(n: int, num_classes: int, labeled: float = 0.7, *, seed: int = 1) -> Tensor:
+    """Labels by cluster, -1 (unlabelled) on a random part."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % num_classes
+    return torch.where(torch.rand(n, generator=generator) < labeled, labels, -1)
+
+
+def assert_no_worse(ours: Tensor, torchs: Tensor, truth: Tensor, *, slack: float = 2.0, tiny: float = 1e-6) -> None:
+    """|ours - float64| <= 2 |torch in that dtype - float64| + tiny, both as the largest error over the tensor."""
+    error = (ours.double() - truth).abs().max().item()
+    allowed = slack * (torchs.double() - truth).abs().max().item() + tiny * max(1.0, truth.abs().max().item())
+    assert error <= allowed, f"error {error:.2e}, allowed {allowed:.2e}"

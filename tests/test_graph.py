@@ -1,0 +1,117 @@
+"""Stage graph against the float64 reference."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import BACKENDS, assert_no_worse, documents
+
+from gloss_kernels import SimilarityGraph, cosine_topk, reference, similarity_graph
+from gloss_kernels.graph import SYMMETRIZE, combine_edges_op, knn_structure_op
+
+SHAPES = [(2, 3, 1), (3, 4, 2), (33, 7, 32), (100, 24, 15), (700, 16, 9)]
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("symmetrize", SYMMETRIZE, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_same_graph(shape: tuple[int, int, int], dtype: torch.dtype, symmetrize: str | None, backend: str) -> None:
+    n, d, k = shape
+    x = documents(n, d, dtype)
+    graph = similarity_graph(x, k, sigma=0.4, symmetrize=symmetrize, backend=backend)
+    neighbors = cosine_topk(x, k=k, backend=backend)
+    edges = torch.zeros(n, n, dtype=torch.bool).scatter(1, neighbors.indices, True)
+    truth = reference.symmetrize(reference.gaussian_weights(reference.cosine(x), 0.4) * edges, symmetrize)
+    pattern = {"mutual": edges & edges.T, None: edges}.get(symmetrize, edges | edges.T)
+
+    row, col = pattern.nonzero(as_tuple=True)
+    assert torch.equal(graph.row_indices, row) and torch.equal(graph.col_indices, col)
+    assert graph.symmetric == (symmetrize is not None) and graph.num_nodes == n and graph.num_edges == len(row)
+    assert graph.values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    tiny = 1e-12 if dtype == torch.float64 else 4e-6  # an error of 3e-7 in c is divided by sigma^2 = 0.16, twice
+    torch.testing.assert_close(graph.values.double(), truth[row, col], rtol=tiny, atol=tiny)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("symmetrize", SYMMETRIZE, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_gradient_to_embeddings_and_sigma(dtype: torch.dtype, symmetrize: str | None, backend: str) -> None:
+    n, k = 60, 7
+    results = []
+    for name, kind in ((backend, dtype), ("reference", torch.float64), ("reference", dtype)):
+        x = documents(n, 12, dtype).to(kind).requires_grad_()
+        sigma = torch.tensor(0.6, dtype=kind, requires_grad=True)
+        graph = similarity_graph(x, k, sigma=sigma, symmetrize=symmetrize, backend=name)
+        # symmetric weights: that of (i, j) and (j, i) must be the same for max and min, whose ties may fall either way
+        weight = torch.cos(graph.row_indices.double() + graph.col_indices).to(kind)
+        results.append(torch.autograd.grad((graph.values * weight).sum(), (x, sigma)))
+    for ours, truth, torchs in zip(*results, strict=True):
+        assert_no_worse(ours, torchs, truth, tiny=1e-11 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("symmetrize", SYMMETRIZE, ids=str)
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_gradcheck(backend: str, symmetrize: str | None) -> None:
+    x = documents(8, 5, torch.float64).requires_grad_()
+    sigma = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    per_document = torch.linspace(0.5, 0.9, 8, dtype=torch.float64).requires_grad_()
+    for s in (sigma, per_document):
+        assert torch.autograd.gradcheck(
+            lambda a, b: similarity_graph(a, 3, sigma=b, symmetrize=symmetrize, backend=backend).values, (x, s)
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_given_neighbors(backend: str) -> None:
+    x = documents(90, 8).requires_grad_()
+    found = cosine_topk(x, k=6)
+    ours = similarity_graph(x, neighbors=found, backend=backend)
+    again = similarity_graph(x, 6, backend=backend)
+    assert torch.equal(ours.values, again.values) and torch.equal(ours.col_indices, again.col_indices)
+    ours.values.sum().backward()
+    assert x.grad is not None and (x.grad != 0).any()
+
+
+def test_conversions(tmp_path) -> None:
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    graph = similarity_graph(documents(40, 6), 5)
+    dense = graph.to_sparse_csr().to_dense()
+    np.testing.assert_array_equal(graph.to_scipy().toarray(), dense)
+    back = SimilarityGraph.from_scipy(graph.to_scipy())
+    assert all(torch.equal(a, b) for a, b in zip(back[:3], graph[:3], strict=True)) and back.symmetric
+    source, target = graph.edge_index
+    assert torch.equal(dense[target, source], graph.values)
+    graph.save(tmp_path / "graph")
+    loaded = SimilarityGraph.load(tmp_path / "graph")
+    assert all(torch.equal(a, b) for a, b in zip(loaded[:3], graph[:3], strict=True))
+    assert not SimilarityGraph.from_scipy(scipy_sparse.coo_array(np.triu(np.ones((3, 3))))).symmetric
+    (tmp_path / "other").write_bytes(b"PK no graph")
+    with pytest.raises(ValueError, match="not a graph saved by"):
+        SimilarityGraph.load(tmp_path / "other")
+    with pytest.raises(ValueError, match="negative"):
+        SimilarityGraph.from_scipy(scipy_sparse.coo_array(-np.ones((3, 3))))
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([[1], [2], [7]], "indices: row 2 "),
+        ([[1], [1], [0]], "indices: row 1 "),
+        ([[1, 1], [0, 2], [0, 1]], "indices: row 0 "),
+        ([[1], [-1], [0]], "indices: row 1 "),
+    ],
+)
+def test_bad_neighbors_are_named(indices: list[list[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        knn_structure_op(torch.tensor(indices), "sum")
+
+
+@pytest.mark.parametrize("symmetrize", ["none", "sum", "union", "mutual"])
+def test_opcheck(symmetrize: str) -> None:
+    indices = cosine_topk(documents(20, 5), k=4).indices
+    torch.library.opcheck(knn_structure_op, (indices, symmetrize))
+    crow, _, forward, reverse = knn_structure_op(indices, symmetrize)
+    nnz = int(crow[-1])
+    for dtype in (torch.float64, torch.float32):
+        weights = torch.rand(20, 4, dtype=dtype, requires_grad=True)
+        torch.library.opcheck(combine_edges_op, (weights, forward[:nnz].clone(), reverse[:nnz].clone(), symmetrize))

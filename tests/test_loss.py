@@ -1,0 +1,230 @@
+"""Stage loss: GLoss and g_loss, dense and sparse, against the reference."""
+
+import pytest
+import torch
+from conftest import documents, labels_for
+from torch import Tensor
+
+from gloss_kernels import GLoss, g_loss, reference
+from gloss_kernels.dense import dense_propagate_op
+from gloss_kernels.loss import draw_hidden
+from gloss_kernels.sigma import estimate_sigma, sigma_mst, sigma_root, sigma_self_tuning
+
+VARIANTS = {
+    "default": {},
+    "paper": {"normalization": "paper", "target": "paper"},
+    "spreading": {"alpha": 0.9},
+    "weighted": {"class_weight": torch.tensor([0.5, 1.0, 2.0, 4.0])},
+}
+NEIGHBORS = [None, 6]
+
+
+def batch(n: int, dtype: torch.dtype = torch.float32, d: int = 12) -> tuple[Tensor, Tensor, Tensor]:
+    x, labels = documents(n, d, dtype), torch.arange(n) % 4
+    return x, labels, torch.rand(n, generator=torch.Generator().manual_seed(3)) < 0.4
+
+
+@pytest.mark.parametrize("n_neighbors", NEIGHBORS)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 128, 300])
+def test_against_reference(n: int, dtype: torch.dtype, variant: str, n_neighbors: int | None) -> None:
+    x, labels, hidden = batch(n, dtype)
+    results = []
+    for backend, kind in (("auto", dtype), ("reference", torch.float64)):
+        y = x.detach().to(kind).requires_grad_()
+        options = {"n_neighbors": n_neighbors, "tol": 1e-12 if dtype == torch.float64 else 1e-6, **VARIANTS[variant]}
+        loss_fn = GLoss(4, backend=backend, **options)
+        loss = loss_fn(y, labels, hidden)
+        results.append((loss.detach().double(), torch.autograd.grad(loss, y)[0].double(), loss_fn.last))
+        assert loss.dtype == (torch.float64 if kind == torch.float64 else torch.float32)
+    (loss, grad, last), (true_loss, true_grad, true_last) = results
+    near = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-5}[dtype]
+    torch.testing.assert_close(loss, true_loss, rtol=0, atol=near)
+    assert torch.equal(last.reachable, true_last.reachable)
+    largest = true_grad.abs().max().clamp(min=1e-4)
+    near = {torch.float64: 1e-7, torch.float32: 1e-3, torch.bfloat16: 1e-2}[dtype]  # the gradient itself is bfloat16
+    torch.testing.assert_close(grad / largest, true_grad / largest, rtol=0, atol=near)
+
+
+@pytest.mark.parametrize("n_neighbors", NEIGHBORS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradcheck(variant: str, n_neighbors: int | None) -> None:
+    x, labels, hidden = batch(11, torch.float64, d=5)
+    sigma = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    options = {"n_neighbors": n_neighbors, "tol": 1e-13, **VARIANTS[variant]}
+    assert torch.autograd.gradcheck(
+        lambda a, s: g_loss(a, labels, 4, hidden, sigma=s, **options), (x.requires_grad_(), sigma)
+    )
+
+
+@pytest.mark.parametrize("n_neighbors", NEIGHBORS)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_all_hidden_none_hidden(n_neighbors: int | None, backend: str) -> None:
+    for n in (1, 2, 20):
+        x, labels, _ = batch(n)
+        x.requires_grad_()
+        loss_fn = GLoss(4, n_neighbors=n_neighbors, backend=backend)
+        none = loss_fn(x, labels, torch.zeros(n, dtype=torch.bool))
+        none.backward()
+        assert none == 0 and x.grad is not None and (x.grad == 0).all()
+        full = loss_fn(x, labels, torch.ones(n, dtype=torch.bool))
+        torch.testing.assert_close(full.detach(), torch.tensor(4.0).log())  # every document has the uniform prior
+        full.backward()
+        assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("n_neighbors", NEIGHBORS)
+def test_zero_rows_and_duplicates(n_neighbors: int | None) -> None:
+    x, labels, hidden = batch(40)
+    x[[1, 2]] = 0
+    x[10:20] = x[10]
+    x.requires_grad_()
+    loss = GLoss(4, n_neighbors=n_neighbors, sigma=0.1)(x, labels, hidden)
+    loss.backward()
+    assert loss.isfinite() and x.grad is not None and x.grad.isfinite().all() and (x.grad[1:3] == 0).all()
+
+
+@pytest.mark.parametrize("n_neighbors", NEIGHBORS)
+@pytest.mark.parametrize("sigma", [0.02, 0.05])
+def test_weights_that_underflow(sigma: float, n_neighbors: int | None) -> None:
+    """exp((c - 1) / sigma^2) vanishes in float32: documents become unreachable, the loss stays finite."""
+    x, labels, hidden = batch(60, d=64)
+    x.requires_grad_()
+    loss_fn = GLoss(4, n_neighbors=n_neighbors, sigma=sigma)
+    loss = loss_fn(x, labels, hidden)
+    loss.backward()
+    assert loss.isfinite() and x.grad is not None and x.grad.isfinite().all()
+    assert loss_fn.last is not None and (sigma > 0.02 or not loss_fn.last.reachable.all())
+
+
+def test_unlabeled_documents_take_part_and_are_not_scored() -> None:
+    x, labels, hidden = batch(50)
+    for ignore in (-1, -100):
+        partly = torch.where(torch.arange(50) % 5 == 0, ignore, labels)
+        loss_fn = GLoss(4, ignore_index=ignore)
+        loss = loss_fn(x, partly, hidden)
+        visible = torch.where(hidden | (partly == ignore), -1, labels)
+        p, _ = reference.propagate_labels(reference.adjacency(x, None, 0.5), visible, 4)
+        expected = reference.loss_on_hidden(p, labels, hidden & (partly != ignore))
+        torch.testing.assert_close(loss.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_drawn_hidden_documents() -> None:
+    known = torch.arange(100) % 10 != 0  # 90 of 100
+    for fraction, keep in ((0.7, 63), (0.0, 0), (1.0, 90), (0.5, 45), (0.01, 1), (0.1, 9)):
+        hidden = draw_hidden(known, fraction)
+        assert int((known & ~hidden).sum()) == keep and not (hidden & ~known).any()
+    first, again, other = (draw_hidden(known, 0.5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_module() -> None:
+    x, labels, hidden = batch(30)
+    sigma = torch.nn.Parameter(torch.tensor(0.5))
+    loss_fn = GLoss(4, sigma=sigma, class_weight=torch.ones(4), generator=torch.Generator().manual_seed(0))
+    assert dict(loss_fn.named_parameters())["sigma"] is sigma and "class_weight" in loss_fn.state_dict()
+    loss_fn(x, labels).backward()
+    assert sigma.grad is not None and sigma.grad != 0
+    assert "sigma" in repr(loss_fn)
+    torch.testing.assert_close(g_loss(x, labels, 4, hidden), GLoss(4)(x, labels, hidden))
+
+
+def test_autocast_gives_float32() -> None:
+    x, labels, hidden = batch(64)
+    for n_neighbors in NEIGHBORS:
+        loss_fn = GLoss(4, n_neighbors=n_neighbors)
+        plain = loss_fn(x, labels, hidden)
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = loss_fn(x, labels, hidden)
+        assert cast.dtype == torch.float32 and cast == plain
+
+
+@pytest.mark.parametrize("how", ["root", "mst", "self-tuning"])
+@pytest.mark.parametrize("n_neighbors", NEIGHBORS)
+def test_heuristics_in_the_loss(how: str, n_neighbors: int | None) -> None:
+    x, labels, hidden = batch(40)
+    loss = GLoss(4, sigma=how, n_neighbors=n_neighbors)(x, labels, hidden)
+    visible = torch.where(hidden, -1, labels)
+    by_value = GLoss(4, sigma=estimate_sigma(how, x, visible), n_neighbors=n_neighbors)(x, labels, hidden)
+    in_reference = GLoss(4, sigma=how, n_neighbors=n_neighbors, backend="reference")(x, labels, hidden)
+    assert loss == by_value
+    torch.testing.assert_close(loss, in_reference, rtol=0, atol=1e-5)
+
+
+def test_heuristics_by_hand() -> None:
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [-1.0, 0.0]])  # distances: sqrt2 x 3, 2 x 2, 0
+    labels = torch.tensor([0, 1, 0, 1])
+    torch.testing.assert_close(sigma_root(x), (torch.tensor(2.0).sqrt() / 3).sqrt())
+    torch.testing.assert_close(sigma_mst(x, labels), torch.tensor(2.0).sqrt() / 3)
+    torch.testing.assert_close(sigma_mst(x, torch.zeros(4, dtype=torch.int64)), sigma_root(x))
+    torch.testing.assert_close(sigma_self_tuning(x, 1), torch.tensor([0.01, 2.0**0.5, 0.01, 2.0**0.5]))
+
+
+@pytest.mark.parametrize("n_neighbors", NEIGHBORS)
+@pytest.mark.parametrize("sigma", [0.5, "self-tuning"])
+def test_compile_fullgraph(n_neighbors: int | None, sigma: float | str) -> None:
+    x, labels, hidden = batch(48)
+    plain = GLoss(4, n_neighbors=n_neighbors, sigma=sigma)
+    compiled = torch.compile(GLoss(4, n_neighbors=n_neighbors, sigma=sigma), fullgraph=True)
+    results = []
+    for loss_fn in (plain, compiled):
+        y = x.clone().requires_grad_()
+        loss = loss_fn(y, labels, hidden)
+        loss.backward()
+        results.append((loss.detach(), y.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+    compiled(x, labels)  # draws the hidden documents inside the graph
+    assert compiled.last is not None and compiled.last.probabilities.shape == (48, 4)
+
+
+def test_non_contiguous_and_partly_frozen() -> None:
+    x, labels, hidden = batch(40)
+    wide = torch.randn(40, 30)
+    wide[:, 5:17] = x
+    for n_neighbors in NEIGHBORS:
+        loss_fn = GLoss(4, n_neighbors=n_neighbors)
+        torch.testing.assert_close(loss_fn(wide[:, 5:17], labels, hidden), loss_fn(x, labels, hidden))
+        live = x[:20].clone().requires_grad_()
+        loss_fn(torch.cat([live, x[20:]]), labels, hidden).backward()
+        assert live.grad is not None and (live.grad != 0).any()
+        assert not loss_fn(x, labels, hidden).requires_grad
+
+
+def test_bad_arguments_are_named() -> None:
+    x, labels, hidden = batch(10)
+    wrong = labels.index_fill(0, torch.tensor([2]), -7)
+    bad_row = x.clone()
+    bad_row[4, 1] = torch.nan
+    for error, match, call in [
+        (ValueError, "^num_classes", lambda: GLoss(0)),
+        (TypeError, "^num_classes", lambda: GLoss(2.5)),
+        (ValueError, "^n_neighbors", lambda: GLoss(3, n_neighbors=0)),
+        (ValueError, "^sigma", lambda: GLoss(3, sigma=0.0)),
+        (ValueError, "^sigma", lambda: GLoss(3, sigma="median")),
+        (ValueError, "^labeled_fraction", lambda: GLoss(3, labeled_fraction=1.2)),
+        (ValueError, "^alpha", lambda: GLoss(3, alpha=1.5)),
+        (ValueError, "^target", lambda: GLoss(3, target="mse")),
+        (ValueError, "^class_weight", lambda: GLoss(3, class_weight=torch.ones(4))),
+        (ValueError, "^backend", lambda: GLoss(3, backend="gpu")),
+        (ValueError, "^labels: document 3 has label 3", lambda: GLoss(3)(x, labels)),
+        (ValueError, "^labels: document 2 has label -7", lambda: GLoss(4)(x, wrong)),
+        (ValueError, "^embeddings: row 4 holds NaN", lambda: GLoss(4)(bad_row, labels)),
+        (ValueError, "row 4 holds NaN", lambda: GLoss(4, n_neighbors=3)(bad_row, labels)),
+        (ValueError, "^embeddings: got shape", lambda: GLoss(4)(x[0], labels)),
+        (TypeError, "^embeddings: got torch.int64", lambda: GLoss(4)(x.long(), labels)),
+        (ValueError, "^hide_mask", lambda: GLoss(4)(x, labels, hidden[:3])),
+        (RuntimeError, "backend='triton' cannot run here", lambda: GLoss(4, backend="triton")(x, labels)),
+        (RuntimeError, "backend='cuda' cannot run here", lambda: GLoss(4, backend="cuda")(x, labels)),
+    ]:  # fmt: skip
+        with pytest.raises(error, match=match):
+            call()
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.8])
+def test_opcheck(alpha: float) -> None:
+    a = reference.adjacency(documents(12, 5), None, 0.6)
+    m = reference.normalize(a, "row" if alpha < 0 else "symmetric").requires_grad_()
+    labels = labels_for(12, 3, 0.5)
+    boundary = torch.nn.functional.one_hot(labels.clamp(min=0), 3).double() * (labels >= 0)[:, None]
+    torch.library.opcheck(dense_propagate_op, (m, labels >= 0, boundary, alpha))

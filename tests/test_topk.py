@@ -1,0 +1,216 @@
+"""Stage topk against the float64 reference."""
+
+import pytest
+import torch
+from conftest import BACKENDS, DTYPES, assert_no_worse, documents
+from torch import Tensor
+
+from gloss_kernels import _native, cosine_topk, reference
+from gloss_kernels.topk import cosine_topk_op
+
+# (n, d, k): smallest sizes; k = n - 1; d = 1; odd ones; d past 1024; several tiles and row blocks, not multiples
+SHAPES = [(2, 3, 1), (3, 7, 2), (5, 1, 2), (33, 7, 32), (100, 384, 15), (130, 1025, 5), (517, 48, 70), (1500, 65, 15)]
+
+
+def check_exact(values: Tensor, indices: Tensor, queries: Tensor, corpus: Tensor | None, exclude_self: bool) -> None:
+    """The contract: every selected true cosine >= every unselected one - 2e-6; sorted; no repeats; values are right."""
+    c = reference.cosine(queries, corpus)
+    if exclude_self:
+        c.fill_diagonal_(-torch.inf)
+        assert not (indices == torch.arange(len(queries))[:, None]).any()
+    chosen = c.gather(1, indices)
+    rest = c.scatter(1, indices, -torch.inf)
+    assert (chosen.amin(dim=1) >= rest.amax(dim=1) - 2e-6).all()
+    assert all(len(set(row)) == len(row) for row in indices.tolist())
+    assert (values.diff(dim=1) <= 0).all()
+    tie = values.diff(dim=1) == 0
+    assert (indices.diff(dim=1)[tie] > 0).all(), "equal values must be sorted by index"
+    tiny = 1e-12 if values.dtype == torch.float64 else 3e-7
+    assert (values.double() - chosen).abs().max() <= tiny
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_self_search(shape: tuple[int, int, int], dtype: torch.dtype, backend: str) -> None:
+    n, d, k = shape
+    x = documents(n, d, dtype)
+    values, indices = cosine_topk(x, k=k, backend=backend)
+    assert values.dtype == _native.compute_dtype(x) and indices.dtype == torch.int64
+    assert values.shape == indices.shape == (n, k)
+    check_exact(values, indices, x, None, True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 700, 10), (70, 33, 33), (300, 1100, 15), (1100, 300, 4)], ids=str)
+def test_queries_against_corpus(sizes: tuple[int, int, int], backend: str) -> None:
+    n, m, k = sizes
+    queries, corpus = documents(n, 40, seed=3), documents(m, 40, seed=4)
+    values, indices = cosine_topk(queries, corpus, k=k, backend=backend)
+    check_exact(values, indices, queries, corpus, False)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_same_neighbours_as_the_reference(backend: str) -> None:
+    x = documents(400, 32, torch.float64)
+    ours, truth = (cosine_topk(x, k=10, backend=name) for name in (backend, "reference"))
+    assert torch.equal(ours.indices, truth.indices)
+    torch.testing.assert_close(ours.values, truth.values, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_exclude_self_by_index_not_by_rank(backend: str) -> None:
+    x = documents(6, 8)[torch.tensor([0, 1, 0, 2, 0, 1])]  # duplicates have cosine 1 too
+    values, indices = cosine_topk(x, k=2, backend=backend)
+    assert indices[0].tolist() == [2, 4] and indices[2].tolist() == [0, 4] and indices[4].tolist() == [0, 2]
+    assert indices[1, 0] == 5 and indices[5, 0] == 1
+    torch.testing.assert_close(values[0], torch.ones(2))
+    with_self = cosine_topk(x, x, k=1, backend=backend)
+    assert with_self.indices.squeeze(1).tolist() == [0, 1, 0, 3, 0, 1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("n", [700, 3000])
+def test_all_rows_equal(n: int, backend: str) -> None:
+    """Every cosine ties: the smallest indices win, without quadratic memory."""
+    x = documents(1, 24).expand(n, 24)
+    values, indices = cosine_topk(x, k=5, backend=backend)
+    assert torch.equal(values, values[:1, :1].expand(n, 5))
+    expected = [[j for j in range(6) if j != i][:5] for i in range(n)]
+    assert indices.tolist() == expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zero_rows(backend: str) -> None:
+    x = documents(50, 9)
+    x[[3, 20, 21]] = 0
+    x[5] = -x[4]
+    values, indices = cosine_topk(x, k=49, backend=backend)
+    check_exact(values, indices, x, None, True)
+    assert (values[3] == 0).all() and indices[3].tolist() == [j for j in range(50) if j != 3]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_extreme_row_lengths(scale: float, backend: str) -> None:
+    x = documents(60, 12)
+    x[::2] *= scale
+    check_exact(*cosine_topk(x, k=7, backend=backend), x, None, True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bad_rows_are_named(dtype: torch.dtype, backend: str) -> None:
+    for name in (backend, "reference"):
+        for bad in (torch.nan, torch.inf, -torch.inf):
+            x = documents(40, 6, dtype)
+            x[17, 3] = bad
+            x[30, 0] = bad
+            with pytest.raises(ValueError, match=r"queries: row 17 holds NaN or Inf"):
+                cosine_topk(x, k=3, backend=name)
+            with pytest.raises(ValueError, match=r"corpus: row 17 holds NaN or Inf"):
+                cosine_topk(documents(40, 6, dtype), x, k=3, backend=name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hint_changes_nothing(backend: str) -> None:
+    x = documents(900, 30)
+    plain = cosine_topk(x, k=8, backend=backend)
+    noisy = torch.randint(-1, 900, (900, 20))
+    for hint in (plain.indices, noisy, noisy[:, :1]):
+        hinted = cosine_topk(x, k=8, hint=hint, backend=backend)
+        assert torch.equal(hinted.indices, plain.indices) and torch.equal(hinted.values, plain.values)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_any_layout(dtype: torch.dtype, backend: str) -> None:
+    x = documents(80, 20, dtype)
+    wide = torch.full((80, 50), torch.nan, dtype=dtype)
+    wide[:, 10:30] = x
+    expected = cosine_topk(x, k=5, backend=backend)
+    for layout in (wide[:, 10:30], x.T.contiguous().T, x.repeat_interleave(2, dim=0)[::2]):
+        assert torch.equal(cosine_topk(layout, k=5, backend=backend).indices, expected.indices)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_same_bits_for_any_number_of_threads(backend: str) -> None:
+    x = documents(1500, 50).requires_grad_()
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            values, indices = cosine_topk(x, k=9, backend=backend)
+            (grad,) = torch.autograd.grad((values * torch.linspace(-1, 2, 9)).sum(), x)
+            results.append((values, indices, grad))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_no_queries() -> None:
+    values, indices = cosine_topk(torch.zeros(0, 4), documents(9, 4), k=3)
+    assert values.shape == indices.shape == (0, 3)
+
+
+# ------------------------------------------------------------------------------------------- gradient
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("shape", [(6, 4, 3), (9, 1, 8), (2, 5, 1)], ids=str)
+def test_gradcheck(shape: tuple[int, int, int], backend: str) -> None:
+    n, d, k = shape
+    x = documents(n, d, torch.float64).requires_grad_()
+    other = documents(k + 2, d, torch.float64, seed=5).requires_grad_()
+    if d > 1:  # in one dimension all cosines are 1 or -1, and ties have no gradient to compare
+        assert torch.autograd.gradcheck(lambda a: cosine_topk(a, k=k, backend=backend).values, x)
+        assert torch.autograd.gradcheck(lambda a, b: cosine_topk(a, b, k=k, backend=backend).values, (x, other))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 1), (33, 7, 32), (100, 384, 15), (517, 130, 40)], ids=str)
+def test_gradient(shape: tuple[int, int, int], dtype: torch.dtype, backend: str) -> None:
+    n, d, k = shape
+    x = documents(n, d, dtype).requires_grad_()
+    values, indices = cosine_topk(x, k=k, backend=backend)
+    weight = torch.randn(n, k, dtype=torch.float64)
+    (ours,) = torch.autograd.grad((values * weight.to(values.dtype)).sum(), x)
+
+    def gradient(y: Tensor) -> Tensor:
+        u = torch.nn.functional.normalize(y)
+        return torch.autograd.grad(((u @ u.T).gather(1, indices) * weight.to(y.dtype)).sum(), y)[0]
+
+    truth = gradient(x.detach().double().requires_grad_())
+    same = x.detach() if dtype in (torch.float32, torch.float64) else x.detach().float()
+    torchs = gradient(same.requires_grad_()).to(dtype)
+    assert ours.dtype == dtype
+    assert_no_worse(ours, torchs, truth, tiny=1e-12 if dtype == torch.float64 else 1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_partial_gradients(backend: str) -> None:
+    a, b = documents(30, 8), documents(40, 8, seed=2)
+    full = torch.autograd.grad(
+        cosine_topk(a.requires_grad_(), b.requires_grad_(), k=4, backend=backend).values.sum(), (a, b)
+    )
+    (only_a,) = torch.autograd.grad(cosine_topk(a, b.detach(), k=4, backend=backend).values.sum(), a)
+    (only_b,) = torch.autograd.grad(cosine_topk(a.detach(), b, k=4, backend=backend).values.sum(), b)
+    assert torch.equal(only_a, full[0]) and torch.equal(only_b, full[1])
+    assert not cosine_topk(a.detach(), b.detach(), k=4, backend=backend).values.requires_grad
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zero_row_has_no_gradient(backend: str) -> None:
+    x = documents(12, 5)
+    x[4] = 0
+    x.requires_grad_()
+    cosine_topk(x, k=6, backend=backend).values.sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all() and (x.grad[4] == 0).all() and (x.grad[5] != 0).any()
+
+
+@pytest.mark.parametrize("grad_corpus", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_opcheck(dtype: torch.dtype, grad_corpus: bool) -> None:
+    x = documents(20, 6, dtype).requires_grad_()
+    corpus = documents(15, 6, dtype, seed=2).requires_grad_() if grad_corpus else None
+    torch.library.opcheck(cosine_topk_op, (x, corpus, 4, corpus is None, None))
