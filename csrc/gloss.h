@@ -1,0 +1,156 @@
+// The C++ API of the core: one function per operation and device. It knows neither torch nor Python.
+//
+// The caller owns every buffer. Matrices are row-major. Functions with `threads` run on that many OpenMP
+// threads and give the same bits for every number of threads. Errors are thrown as std::invalid_argument
+// (the input is wrong) or std::runtime_error (the machine is).
+#pragma once
+#include <cstdint>
+#include <string>
+
+namespace gloss {
+
+enum class DType : int32_t { f64, f32, f16, bf16 };
+
+// rows x cols elements; `stride` elements lie between the starts of two rows, columns are contiguous.
+struct MatrixView {
+  const void* data;
+  DType dtype;
+  int64_t rows, cols, stride;
+};
+
+// Called now and then from the calling thread with the share of the work done, 0..1. Returning false cancels:
+// the operation then throws Cancelled. `report` may be null.
+struct Progress {
+  bool (*report)(void* context, double done) = nullptr;
+  void* context = nullptr;
+};
+struct Cancelled {};
+
+// A square sparse matrix in CSR form: row i holds entries crow[i] .. crow[i+1]-1, columns ascending.
+struct Csr {
+  const int64_t* crow;  // [n + 1]
+  const int64_t* col;   // [crow[n]] or longer
+  int64_t n;
+};
+
+enum class Symmetrize : int32_t { none, sum, max, min };
+enum class Normalization : int32_t { row, symmetric, paper };
+
+namespace cpu {
+
+// ---------------------------------------------------------------------------------------------- topk
+struct TopkStats {
+  int64_t candidates;       // entries that passed the filter and were scored again
+  int64_t recomputed_rows;  // rows that could not be certified and were redone exactly
+  int64_t workspace_bytes;  // most memory held at once beside input and output
+  const char* kernel;       // "avx512bf16", "avx512", "avx2", "generic", "float64"
+};
+
+// The k largest cosines of every query row with the corpus rows, sorted by (value descending, index ascending).
+// The corpus is the same matrix as the queries when the data pointers, shapes and strides are equal: then only the
+// upper triangle is computed. exclude_self leaves out index i for row i. A zero row has cosine 0 with everything.
+// `hint` [queries.rows, hint_k] (may be null): indices of probably near rows, any quality; -1 for none; it seeds the
+// thresholds and never changes the result. Throws if a row holds NaN or Inf (naming the first).
+void cosine_topk(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self,
+                 const int64_t* hint, int64_t hint_k,
+                 void* values,      // [queries.rows, k] double for f64 input, else float
+                 int64_t* indices,  // [queries.rows, k]
+                 int threads, Progress progress, TopkStats* stats);
+
+// With g = dL/dvalues and u the unit rows: dL/du_i += sum_r g_ir u_{j(i,r)}, dL/du_{j(i,r)} += g_ir u_i, and
+// dL/dx = (I - u u^T) dL/du / |x|. T is double for f64 input, else float. Either output may be null. Where corpus and
+// queries are the same matrix, pass the same pointer twice as output: it receives both sides.
+template <class T>
+void cosine_topk_backward(MatrixView queries, MatrixView corpus, int64_t k, const int64_t* indices,
+                          const T* grad_values,  // [queries.rows, k]
+                          T* grad_queries,       // [queries.rows, cols]
+                          T* grad_corpus,        // [corpus.rows, cols]
+                          int threads);
+
+// --------------------------------------------------------------------------------------------- graph
+// Sparsity of the symmetrised k-nearest-neighbour graph. Entry e = (i, j) of the CSR remembers where its two directed
+// weights lie in the flat [n * k] array: forward[e] = i * k + r if j is the r-th neighbour of i, else -1;
+// reverse[e] = j * k + r if i is the r-th neighbour of j, else -1. `none` keeps the directed edges, `min` only those
+// that are there both ways, `sum` and `max` all. The arrays have room for `capacity` = 2 n k entries (n k for none and
+// min); those past crow[n] are filled with 0, -1, -1. Throws on an index outside 0..n-1, on i itself and on a repeat.
+void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode,  // indices [n, k]
+                   int64_t* crow, int64_t* col, int64_t* forward, int64_t* reverse, int threads);
+
+// values[e] = combine(weights[forward[e]], weights[reverse[e]]), an absent weight counting as 0.
+template <class T>
+void combine_edges(int64_t nnz, const int64_t* forward, const int64_t* reverse, Symmetrize mode,
+                   const T* weights,  // [n * k]
+                   T* values,         // [nnz]
+                   int threads);
+// Ties of max and min give half to each side, as torch does. Deterministic.
+template <class T>
+void combine_edges_backward(int64_t nnz, int64_t num_weights, const int64_t* forward, const int64_t* reverse,
+                            Symmetrize mode, const T* weights, const T* grad_values,
+                            T* grad_weights,  // [num_weights]
+                            int threads);
+
+// M_ij = A_ij s_i s_j for a symmetric A with d = A 1 and t = A d^-1/2.
+//   row: M = A.   symmetric: s = d^-1/2.   paper: s = 1 / t  (the published code's three normalisations in one).
+// A node without weight has s = 0.
+template <class T>
+void normalize_edges(Csr graph, const T* values, Normalization mode, T* normalized, int threads);
+// The gradient is that of an undirected weight: grad_normalized must be symmetric, and grad_values comes out symmetric.
+template <class T>
+void normalize_edges_backward(Csr graph, const T* values, Normalization mode, const T* grad_normalized,
+                              T* grad_values, int threads);
+
+// ----------------------------------------------------------------------------------------- propagate
+struct PropagateOptions {
+  double alpha;           // NaN: harmonic solution. Else label spreading with this alpha in (0, 1)
+  double prior_strength;  // eps >= 0 of the harmonic solution
+  double tol;             // a column stops when |r| <= tol |b| in the norm of the inverse diagonal
+  int64_t max_iter;
+  int threads;
+};
+
+// Harmonic: (D (1 + eps) - M)_UU F_U = M_UL F_L + eps D_U prior, D = diag(M 1), L the fixed rows, F_L = boundary_L.
+// Spreading: (I - alpha M) F = (1 - alpha) Y, Y = boundary on fixed rows and 0 elsewhere.
+// Conjugate gradients with the diagonal as preconditioner, all columns at once, each with its own step; converged
+// columns are frozen and leave the work. reachable[i]: a path of positive weights leads from i to a fixed row. Rows
+// that are not reachable become `prior` (spreading: 0) and do not take part.
+// `boundary` holds, on the other rows, the start of the iteration where has_initial is set; else the start is the mean
+// of the fixed rows (spreading: 0).
+// Returns the iterations done; residual[c] = |r_c| / |b_c| (0 where b_c = 0).
+template <class T>
+int64_t propagate(Csr graph, const T* values, int64_t num_classes,
+                  const uint8_t* fixed,  // [n]
+                  const T* boundary,     // [n, num_classes]
+                  bool has_initial,
+                  const T* prior,        // [num_classes]
+                  PropagateOptions options,
+                  T* result,             // [n, num_classes]
+                  double* residual,      // [num_classes]
+                  uint8_t* reachable);   // [n]
+
+// Solves the same system for lam with grad_result (reachable free rows; all reachable rows when spreading) on the right
+// and writes the gradient of the undirected weight, symmetric in (i, j):
+//   harmonic:  grad_ij = -(lam_i - lam_j) . (F_i - F_j) / 2, minus the eps D terms:
+//              each D_i also carries -eps lam_i . (F_i - prior) to every entry of row i (shared with the mirror entry)
+//   spreading: grad_ij = alpha (lam_i . F_j + lam_j . F_i) / 2
+// Returns the iterations done; residual as above.
+template <class T>
+int64_t propagate_backward(Csr graph, const T* values, int64_t num_classes, const uint8_t* fixed,
+                           const uint8_t* reachable, const T* prior, const T* result, const T* grad_result,
+                           PropagateOptions options, T* grad_values, double* residual);
+
+}  // namespace cpu
+
+// Built where nvcc was found (macro GLOSS_CUDA). Pointers are device pointers; work is queued on `stream` of `device`
+// and nothing here waits for it.
+namespace cuda {
+
+// Why no kernel can run on this machine ("no driver", "no GPU"), or "" if one can.
+std::string problem();
+
+// out[i] = in[i] / |in[i]| in out_dtype, norms[i] = |in[i]|, residuals[i] = |unit row - out[i]| rounded up (null if not
+// wanted). A zero row stays zero. First step of topk: the residuals bound the error of cosines of the rounded rows.
+void normalize_rows(MatrixView in, void* out, DType out_dtype, float* norms, float* residuals, int device,
+                    void* stream);
+
+}  // namespace cuda
+}  // namespace gloss
