@@ -22,7 +22,10 @@ try:
     core = importlib.import_module("gloss_kernels._C")
 except ImportError as error:  # a source tree that was not built: say so at the call, not at import
     core = None
-    missing = f"the native core is not built ({error}); run `pip install .` in the source tree"
+    missing = (
+        f"the native core is not built ({error}); run `pip install -e .` in the source tree, "
+        "or start Python in another folder if the package is installed"
+    )
 
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 _SYMMETRIZE = {None: 0, "sum": 1, "union": 2, "mutual": 3}
