@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _validate
+from . import _native, _validate
 
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 
@@ -50,9 +50,9 @@ def resolve(backend: str, device: torch.device, *, dense: bool = False) -> str:
         backend = "cpu" if device.type == "cpu" else "reference"
     if backend == "reference":
         return backend
-    status = available_backends()[backend]
-    if not status.available:
-        raise RuntimeError(f"backend={backend!r} cannot run here: {status.detail}")
+    runs = backend == "cpu" and _native.core is not None  # no native call here: torch.compile traces this
+    if not runs:
+        raise RuntimeError(f"backend={backend!r} cannot run here: {available_backends()[backend].detail}")
     wanted_device = "cpu" if backend == "cpu" else "cuda"
     if device.type != wanted_device:
         raise ValueError(f"backend={backend!r} wants tensors on {wanted_device}, got {device}")
@@ -60,16 +60,12 @@ def resolve(backend: str, device: torch.device, *, dense: bool = False) -> str:
 
 
 def _cpu() -> BackendStatus:
-    from . import _native
-
     if _native.core is None:
         return BackendStatus(False, _native.missing)
     return BackendStatus(True, f"C++ core, {_native.core.isa()} kernels, {torch.get_num_threads()} threads")
 
 
 def _cuda() -> BackendStatus:
-    from . import _native
-
     if _native.core is None:
         return BackendStatus(False, _native.missing)
     built = _native.core.cuda_architectures()

@@ -143,13 +143,13 @@ def test_autocast_gives_float32() -> None:
 @pytest.mark.parametrize("how", ["root", "mst", "self-tuning"])
 @pytest.mark.parametrize("n_neighbors", NEIGHBORS)
 def test_heuristics_in_the_loss(how: str, n_neighbors: int | None) -> None:
-    x, labels, hidden = batch(40)
-    loss = GLoss(4, sigma=how, n_neighbors=n_neighbors)(x, labels, hidden)
+    x, labels, hidden = batch(40, torch.float64)
+    loss = GLoss(4, sigma=how, n_neighbors=n_neighbors, tol=1e-10)(x, labels, hidden)
     visible = torch.where(hidden, -1, labels)
-    by_value = GLoss(4, sigma=estimate_sigma(how, x, visible), n_neighbors=n_neighbors)(x, labels, hidden)
+    by_value = GLoss(4, sigma=estimate_sigma(how, x, visible), n_neighbors=n_neighbors, tol=1e-10)(x, labels, hidden)
     in_reference = GLoss(4, sigma=how, n_neighbors=n_neighbors, backend="reference")(x, labels, hidden)
     assert loss == by_value
-    torch.testing.assert_close(loss, in_reference, rtol=0, atol=1e-5)
+    torch.testing.assert_close(loss, in_reference, rtol=0, atol=1e-7)
 
 
 def test_heuristics_by_hand() -> None:

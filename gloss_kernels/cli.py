@@ -1,0 +1,58 @@
+"""The command `gloss-kernels`. Each sub-command is a module with `add_parser`; its heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from gloss_kernels.finetune import options as finetune
+
+COMMANDS = (finetune,)
+
+
+class CommandError(Exception):
+    """Ends the command with one line on stderr and an exit code (2: the user's input, 1: anything else)."""
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without the usage text before each error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(message)
+
+
+def parser() -> Parser:
+    top = Parser(
+        prog="gloss-kernels",
+        description="Graph-guided fine-tuning of text encoders (G-Loss).",
+        epilog="What is built and runs on this machine: python -m gloss_kernels",
+        allow_abbrev=False,
+    )
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = parser().parse_args(words)
+        if not hasattr(args, "run"):
+            parser().print_help()
+            return 0
+        code: int = args.run(args, words)
+        return code
+    except CommandError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
