@@ -131,7 +131,7 @@ def _check_prior(prior: Tensor | None, num_classes: int, like: Tensor) -> Tensor
 
 
 def drop_vanishing(weights: Tensor) -> Tensor:
-    """Weights under 1e-32 (float64: 1e-280) become 0, no edge: dL/dweight grows like 1 / degree and must not overflow."""
+    """Weights under 1e-32 (float64: 1e-280) become 0, no edge: dL/dweight grows as 1 / degree, it must not overflow."""
     return torch.where(weights >= (1e-280 if weights.dtype == torch.float64 else 1e-32), weights, 0.0)
 
 
@@ -239,7 +239,7 @@ def propagate_op(
     f, iterations, residual, reachable = _native.propagate(
         crow, col, values, fixed, boundary, has_initial, prior, _optional(alpha), prior_strength, tol, max_iter
     )
-    _warn_unless_converged("propagate_labels", residual, tol, max_iter)
+    _warn_unless_converged("propagate_labels", residual, tol, iterations)
     return f, torch.tensor(iterations), residual, reachable
 
 
@@ -281,10 +281,10 @@ def propagate_backward_op(
     tol: float,
     max_iter: int,
 ) -> Tensor:
-    grad_values, _, residual = _native.propagate_backward(
+    grad_values, iterations, residual = _native.propagate_backward(
         grad_result, crow, col, values, fixed, reachable, prior, result, _optional(alpha), prior_strength, tol, max_iter
     )
-    _warn_unless_converged("the gradient of propagate_labels", residual, tol, max_iter)
+    _warn_unless_converged("the gradient of propagate_labels", residual, tol, iterations)
     return grad_values
 
 
@@ -325,10 +325,11 @@ def _optional(alpha: float) -> float | None:
     return None if alpha < 0 else alpha
 
 
-def _warn_unless_converged(what: str, residual: Tensor, tol: float, max_iter: int) -> None:
+def _warn_unless_converged(what: str, residual: Tensor, tol: float, iterations: int) -> None:
     worst = float(residual.amax()) if len(residual) else 0.0
-    if worst > tol:
+    if not worst <= tol:
         warnings.warn(
-            f"gloss_kernels: {what} stopped at residual {worst:.1e} after max_iter={max_iter} steps; tol is {tol:.1e}",
+            f"gloss_kernels: {what} stopped after {iterations} steps at residual {worst:.1e}, tol is {tol:.1e}; "
+            "raise max_iter, tol or prior_strength, or use float64",
             stacklevel=2,
         )

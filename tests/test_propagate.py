@@ -1,5 +1,7 @@
 """Stage propagate against the dense float64 solve."""
 
+import warnings
+
 import pytest
 import torch
 from conftest import BACKENDS, documents, labels_for
@@ -45,12 +47,13 @@ def test_against_reference(case, variant: str, dtype: torch.dtype, backend: str)
     n, k, num_classes, share = case
     graph, labels = graph_of(n, k, dtype), labels_for(n, num_classes, share)
     labels[0] = 0
-    tol = 1e-11 if dtype == torch.float64 else 1e-6
+    # float32 cannot hold the solution of 1 - alpha = 0.01 to more: rounding x alone leaves a residual near 1e-5
+    tol = 1e-11 if dtype == torch.float64 else 2e-5 if variant == "spreading 0.99" else 1e-6
     ours = propagate_labels(graph, labels, num_classes, tol=tol, **VARIANTS[variant], backend=backend)
     truth = propagate_labels(graph, labels, num_classes, **VARIANTS[variant], backend="reference")
     assert ours.probabilities.dtype == dtype
     assert torch.equal(ours.reachable, truth.reachable)
-    near = 1e-8 if dtype == torch.float64 else 1e-4 if variant == "spreading 0.99" else 2e-5
+    near = 1e-8 if dtype == torch.float64 else 1e-3 if variant == "spreading 0.99" else 2e-5
     torch.testing.assert_close(ours.probabilities, truth.probabilities, rtol=0, atol=near)
     assert ours.residual <= tol
     torch.testing.assert_close(ours.probabilities.sum(dim=1), torch.ones(n, dtype=dtype), rtol=0, atol=10 * near)
@@ -68,7 +71,7 @@ def test_gradient(case, variant: str, dtype: torch.dtype, backend: str) -> None:
     grads = []
     for name, values in ((backend, graph.values), ("reference", graph.values.double())):
         values = values.detach().requires_grad_()
-        tol = 1e-12 if values.dtype == torch.float64 else 1e-6
+        tol = 1e-12 if values.dtype == torch.float64 else 2e-5 if variant == "spreading 0.99" else 1e-6
         result = propagate_labels(
             graph._replace(values=values), labels, num_classes, tol=tol, **VARIANTS[variant], backend=name
         )
@@ -143,7 +146,9 @@ def test_vanishing_weights(weight: float, backend: str) -> None:
     labels = torch.tensor([0, 1, -1, -1, -1, -1, -1, -1])
     result = propagate_labels(graph._replace(values=values), labels, 2, backend=backend)
     torch.testing.assert_close(result.probabilities.sum(dim=1), torch.ones(8))
-    result.probabilities[:, 0].sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this gradient is beyond the arithmetic is warned of
+        result.probabilities[:, 0].sum().backward()
     assert values.grad is not None and values.grad.isfinite().all()
     assert bool(result.reachable[7]) == (weight >= 1e-32)
 
@@ -155,7 +160,7 @@ def test_warm_start_and_not_converging(backend: str) -> None:
     cold = propagate_labels(graph, labels, 6, tol=1e-5, backend=backend)
     warm = propagate_labels(graph, labels, 6, tol=1e-5, initial=cold.probabilities, backend=backend)
     assert cold.iterations > 5 and warm.iterations <= 2
-    with pytest.warns(UserWarning, match="max_iter=2"):
+    with pytest.warns(UserWarning, match="stopped after 2 steps"):
         short = propagate_labels(graph, labels, 6, tol=1e-5, max_iter=2, backend=backend)
     assert short.iterations == 2 and short.residual > 1e-5
 
@@ -222,6 +227,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
         torch.library.opcheck(normalize_edges_op, (graph.crow_indices, graph.col_indices, values, how))
     boundary = torch.nn.functional.one_hot(labels.clamp(min=0), 3).to(dtype)
     prior = torch.full((3,), 1 / 3, dtype=dtype)
+    values = (values.detach() / 10).requires_grad_()  # I - alpha M must be positive definite
     for alpha in (-1.0, 0.5):
         torch.library.opcheck(
             propagate_op,

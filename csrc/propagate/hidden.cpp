@@ -1,0 +1,78 @@
+#include "hidden.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace gloss::cpu {
+
+template <class T>
+void find_reachable(Csr graph, const T* values, const uint8_t* fixed, uint8_t* reachable) {
+  std::vector<int64_t> stack;
+  for (int64_t i = 0; i < graph.n; ++i) {
+    reachable[i] = fixed[i];
+    if (fixed[i]) stack.push_back(i);
+  }
+  while (!stack.empty()) {
+    const int64_t i = stack.back();
+    stack.pop_back();
+    for (int64_t e = graph.crow[i]; e < graph.crow[i + 1]; ++e) {
+      const int64_t j = graph.col[e];
+      if (reachable[j] || !(values[e] > 0)) continue;
+      reachable[j] = 1;
+      stack.push_back(j);
+    }
+  }
+}
+
+template <class T>
+Hidden<T> hidden_system(Csr graph, const T* values, const uint8_t* fixed, const uint8_t* reachable,
+                        const PropagateOptions& options) {
+  const bool spreading = is_spreading(options);
+  if (graph.n > INT32_MAX) throw std::invalid_argument("graph: has more than 2^31 - 1 nodes");
+  Hidden<T> out;
+  out.row_of.assign(static_cast<size_t>(graph.n), -1);
+  for (int64_t i = 0; i < graph.n; ++i) {
+    if (!reachable[i] || (fixed[i] && !spreading)) continue;
+    out.row_of[i] = int32_t(out.node.size());
+    out.node.push_back(i);
+  }
+  const int64_t rows = out.rows();
+  out.degree.resize(static_cast<size_t>(rows));
+  out.scale.resize(static_cast<size_t>(rows));
+  out.crow.resize(static_cast<size_t>(rows + 1));
+#pragma omp parallel for num_threads(options.threads) schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    double degree = 0;
+    int64_t count = 0;
+    for (int64_t e = graph.crow[out.node[row]]; e < graph.crow[out.node[row] + 1]; ++e) {
+      degree += double(values[e]);
+      count += out.row_of[graph.col[e]] >= 0 && values[e] > 0;
+    }
+    out.degree[row] = degree;
+    out.scale[row] = spreading ? 1.0 : 1.0 / std::sqrt(degree * (1 + options.prior_strength));
+    out.crow[row + 1] = count;
+  }
+  for (int64_t row = 0; row < rows; ++row) out.crow[row + 1] += out.crow[row];
+  out.col.resize(static_cast<size_t>(out.crow[rows]));
+  out.value.resize(static_cast<size_t>(out.crow[rows]));
+#pragma omp parallel for num_threads(options.threads) schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    int64_t to = out.crow[row];
+    for (int64_t e = graph.crow[out.node[row]]; e < graph.crow[out.node[row] + 1]; ++e) {
+      const int32_t other = out.row_of[graph.col[e]];
+      if (other < 0 || !(values[e] > 0)) continue;
+      out.col[to] = other;
+      out.value[to] = T(spreading ? options.alpha * double(values[e]) : double(values[e]) * out.scale[row] * out.scale[other]);
+      ++to;
+    }
+  }
+  return out;
+}
+
+#define GLOSS_INSTANTIATE(T)                                                                                  \
+  template void find_reachable<T>(Csr, const T*, const uint8_t*, uint8_t*);                                   \
+  template Hidden<T> hidden_system<T>(Csr, const T*, const uint8_t*, const uint8_t*, const PropagateOptions&);
+GLOSS_INSTANTIATE(float)
+GLOSS_INSTANTIATE(double)
+
+}  // namespace gloss::cpu
