@@ -1,0 +1,216 @@
+"""`gloss-kernels finetune` from its parsed options to the files in --output."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import platform
+import shlex
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import gloss_kernels
+from gloss_kernels.cli import CommandError
+from gloss_kernels.finetune import checkpoint, comparison
+from gloss_kernels.finetune.comparison import Result
+from gloss_kernels.finetune.data import Corpus, load_corpus
+from gloss_kernels.finetune.encoder import Classifier, load_encoder, packaged_model, tokenize
+from gloss_kernels.finetune.evaluation import embedding_scores, head_scores
+from gloss_kernels.finetune.options import Settings
+from gloss_kernels.finetune.training import Part, Trainer
+
+PACKAGED = "packaged MiniLM"  # its folder differs between machines; the settings hold this name
+
+
+@dataclasses.dataclass
+class Task:
+    """What the runs of one command share: the encoder as it came, the documents as tokens."""
+
+    corpus: Corpus
+    encoder: torch.nn.Module
+    tokenizer: Any
+    parts: dict[str, Part]
+    device: torch.device
+
+    def model(self, settings: Settings) -> Classifier:
+        """A copy of the encoder with a new head; the same seed gives the same head."""
+        return Classifier(
+            copy.deepcopy(self.encoder),
+            self.tokenizer,
+            settings.pooling,
+            len(self.corpus.classes),
+            unit_rows=settings.loss == "gloss",
+            seed=settings.seed,
+        ).to(self.device)
+
+
+def run(args: argparse.Namespace, words: list[str]) -> int:
+    device = choose_device(args.device)
+    settings = choose_settings(args, device)
+    output = choose_output(args)
+    task = load_task(args, settings, device)
+    if args.overwrite:
+        checkpoint.clear(output)
+    describe(task, settings, output)
+    try:
+        if args.compare:
+            text = compare(settings, task, output, resume=args.resume)
+        else:
+            text = comparison.table([finetune(settings, task, output, resume=args.resume)])
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; to go on: {resume_command(words, output)}", file=sys.stderr)
+        return 130
+    except torch.OutOfMemoryError:
+        raise CommandError(f"{device} is out of memory; try a smaller --batch-size or --max-length", code=1) from None
+    print(f"\n{text}\n\nwritten to {output}")
+    return 0
+
+
+def load_task(args: argparse.Namespace, settings: Settings, device: torch.device) -> Task:
+    corpus = load_corpus(args.train, args.val, args.test, limit=args.limit, seed=args.seed)
+    name = packaged_model() if settings.model == PACKAGED else settings.model
+    encoder, tokenizer = load_encoder(name, settings.max_length, settings.seed)
+    parts = {
+        name: Part(tokenize(tokenizer, part.texts, settings.max_length), torch.tensor(corpus.ids(part)))
+        for name, part in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test))
+    }
+    return Task(corpus, encoder, tokenizer, parts, device)
+
+
+def compare(settings: Settings, task: Task, folder: Path, *, resume: bool) -> str:
+    """Cross entropy against another loss, each in a folder of its own; the table."""
+    losses = ("ce", "ce+gloss" if settings.loss == "ce" else settings.loss)
+    both = dataclasses.replace(settings, loss=" against ".join(losses))
+    checkpoint.open_folder(folder, identity(both, task.corpus), resume=resume)
+    results = []
+    for loss in losses:
+        print(comparison.TITLES[loss], flush=True)
+        one = dataclasses.replace(settings, loss=loss)
+        results.append(finetune(one, task, folder / loss.replace("+", "_"), resume=resume))
+    return comparison.write(results, task.corpus.classes, folder)
+
+
+def identity(settings: Settings, corpus: Corpus) -> dict[str, Any]:
+    return {**dataclasses.asdict(settings), "documents": corpus.fingerprint()}
+
+
+def finetune(settings: Settings, task: Task, folder: Path, *, resume: bool) -> Result:
+    """One run: train, score the best weights on the test documents, save everything in its folder."""
+    corpus, device = task.corpus, task.device
+    checkpoint.open_folder(folder, identity(settings, corpus), resume=resume)
+    if resume and (folder / checkpoint.METRICS).is_file():
+        print("  finished already", flush=True)
+        return load_result(folder)
+    started = time.perf_counter()
+    model, test = task.model(settings), task.parts["test"]
+    before = model.embed(test.tokens, device, settings.precision)
+    trainer = Trainer(settings, model, task.parts["train"], task.parts["val"], folder, device)
+    trainer.run(resume=resume)
+    after = trainer.embed(test)
+    history, best = trainer.progress.history, int(trainer.progress.best["epoch"])
+    metrics: dict[str, Any] = {
+        "test": head_scores(model, after, test.labels) | embedding_scores(after, test.labels, settings.seed),
+        "before": embedding_scores(before, test.labels, settings.seed),
+        "best_epoch": best,
+        "seconds_per_epoch": statistics.median(record["seconds"] for record in history),
+        "sigma": trainer.sigma,
+        "history": history,
+        "settings": dataclasses.asdict(settings),
+        "documents": {
+            name: {"source": part.source, "count": len(part)}
+            for name, part in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test))
+        },
+        "classes": corpus.classes,
+        "versions": {
+            "gloss_kernels": gloss_kernels.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    result = Result(metrics, before, after, test.labels)
+    model.save(folder / checkpoint.MODEL, corpus.classes)
+    save_file({"before": before, "after": after, "labels": test.labels}, folder / checkpoint.EMBEDDINGS)
+    comparison.draw([result], corpus.classes, folder)
+    metrics["seconds"] = time.perf_counter() - started
+    checkpoint.write_json(folder / checkpoint.METRICS, metrics)  # last: its presence says that the run is finished
+    (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
+    return result
+
+
+def load_result(folder: Path) -> Result:
+    try:
+        metrics = checkpoint.read_json(folder / checkpoint.METRICS)
+        saved = load_file(folder / checkpoint.EMBEDDINGS)
+        return Result(metrics, saved["before"], saved["after"], saved["labels"])
+    except (OSError, KeyError, ValueError) as error:
+        raise CommandError(f"{folder}: its results cannot be read ({error}); use --overwrite") from None
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CommandError(f"--device {name}: cannot be used: {reason}") from None
+    return device
+
+
+def choose_settings(args: argparse.Namespace, device: torch.device) -> Settings:
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)}
+    values["model"] = args.model or PACKAGED
+    if args.precision == "auto":
+        values["precision"] = "bf16" if fast_bf16(device) else "fp32"
+    if args.loss == "ce+gloss" and args.lam == 1:
+        values["loss"] = "gloss"  # nothing is left to train a head with
+    if args.neighbors is not None and args.neighbors >= args.batch_size:
+        raise CommandError(f"--neighbors {args.neighbors}: wants fewer than --batch-size {args.batch_size}")
+    return Settings(**values)
+
+
+def fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # without it bf16 is emulated, slower than fp32
+    return device.type == "cpu" and supported is not None and bool(supported())
+
+
+def choose_output(args: argparse.Namespace) -> Path:
+    if args.resume and args.overwrite:
+        raise CommandError("--resume and --overwrite exclude each other")
+    if args.output is None:
+        if args.resume or args.overwrite:
+            raise CommandError(f"--{'resume' if args.resume else 'overwrite'} needs --output DIR")
+        return Path("gloss-runs") / time.strftime("%Y%m%d-%H%M%S")
+    output = Path(args.output)
+    if args.resume and not (output / checkpoint.SETTINGS).is_file():
+        print(f"no run in {output} yet: starting one", flush=True)
+    if not args.resume and not args.overwrite:
+        checkpoint.check_free(output)
+    return output
+
+
+def describe(task: Task, settings: Settings, output: Path) -> None:
+    corpus, device = task.corpus, task.device
+    counts = f"{len(corpus.train):,} training, {len(corpus.val):,} validation, {len(corpus.test):,} test documents"
+    print(f"{corpus.train.source}: {counts}, {len(corpus.classes)} classes")
+    where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    print(f"{settings.model}, {settings.pooling} pooling, {settings.precision}, {where} -> {output}", flush=True)
+
+
+def resume_command(words: list[str], output: Path) -> str:
+    kept = [word for word in words if word not in ("--resume", "--overwrite")]
+    if not any(word == "--output" or word.startswith("--output=") for word in kept):
+        kept += ["--output", str(output)]
+    return shlex.join(["gloss-kernels", *kept, "--resume"])

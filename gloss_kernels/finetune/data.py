@@ -1,0 +1,158 @@
+"""Documents and labels: read from CSV files, split by class, checked."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import random
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from gloss_kernels.cli import CommandError
+from gloss_kernels.finetune.docstrings import docstring_corpus
+
+HELD_OUT = 0.15  # of the training documents, for each of validation and test where no file is given
+
+
+@dataclass(frozen=True)
+class Documents:
+    texts: list[str]
+    labels: list[str]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def pick(self, rows: list[int], source: str | None = None) -> Documents:
+        return Documents([self.texts[i] for i in rows], [self.labels[i] for i in rows], source or self.source)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    train: Documents
+    val: Documents
+    test: Documents
+    classes: list[str]
+
+    def ids(self, part: Documents) -> list[int]:
+        index = {name: i for i, name in enumerate(self.classes)}
+        return [index[label] for label in part.labels]
+
+    def fingerprint(self) -> str:
+        """The same for the same documents in the same order, wherever their files lie."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.val, self.test):
+            digest.update(repr((part.texts, part.labels)).encode())
+        return digest.hexdigest()[:16]
+
+
+def load_corpus(train: str | None, val: str | None, test: str | None, *, limit: int | None, seed: int) -> Corpus:
+    if train is None:
+        if val is not None or test is not None:
+            raise CommandError("--val and --test need --train")
+        texts, labels = docstring_corpus(seed=0)  # the seed splits them; the documents stay the same
+        if len(set(labels)) < 8 or len(texts) < 1500:
+            found = f"{len(texts)} docstrings of {len(set(labels))} libraries"
+            raise CommandError(f"only {found} are installed as source here; give --train")
+        pool = Documents(texts, labels, "built-in docstrings")
+    else:
+        pool = read_csv(train)
+    # The share is of all documents, so that validation and test are equally large.
+    wanted = len(pool)
+    held_test = read_csv(test) if test is not None else None
+    if held_test is None:
+        pool, held_test = split(pool, HELD_OUT, f"{seed} test")
+    held_val = read_csv(val) if val is not None else None
+    if held_val is None:
+        pool, held_val = split(pool, HELD_OUT * wanted / max(1, len(pool)), f"{seed} val")
+    if limit is not None:
+        pool = sample(pool, limit, f"{seed} limit")
+    corpus = Corpus(pool, held_val, held_test, sorted(set(pool.labels), key=_numbers_first))
+    _check(corpus)
+    return corpus
+
+
+def read_csv(name: str) -> Documents:
+    """Texts and labels of a CSV file; gzip where the name ends in .gz."""
+    path = Path(name)
+    if not path.is_file():
+        raise CommandError(f"{name}: no such file")
+    texts: list[str] = []
+    labels: list[str] = []
+    csv.field_size_limit(2**31 - 1)
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8-sig", newline="")
+        ) as stream:
+            reader = csv.DictReader(stream, restval="")
+            for column in ("text", "label"):
+                if column not in (reader.fieldnames or ()):
+                    found = ", ".join(reader.fieldnames or ()) or "none"
+                    raise CommandError(f"{name}: no column {column!r} (found: {found[:200]})")
+            for row in reader:
+                for column in ("text", "label"):
+                    if not row[column].strip():
+                        raise CommandError(f"{name}: line {reader.line_num}: empty {column}")
+                texts.append(row["text"].strip())
+                labels.append(row["label"].strip())
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise CommandError(f"{name}: cannot be read as CSV: {error}") from None
+    if not texts:
+        raise CommandError(f"{name}: no documents")
+    return Documents(texts, labels, name)
+
+
+def split(documents: Documents, fraction: float, seed: str) -> tuple[Documents, Documents]:
+    """(the rest, about `fraction` of each class). Each class keeps at least one document in the rest."""
+    held: list[int] = []
+    for label, rows in sorted(_rows_by_class(documents).items()):
+        random.Random(f"{seed} {label}").shuffle(rows)
+        held += rows[: min(len(rows) - 1, max(1, round(fraction * len(rows))))]
+    chosen = set(held)
+    rest = [i for i in range(len(documents)) if i not in chosen]
+    return documents.pick(rest), documents.pick(sorted(held), f"held out of {documents.source}")
+
+
+def sample(documents: Documents, size: int, seed: str) -> Documents:
+    """A random `size` of the documents with every class at least once."""
+    if size >= len(documents):
+        return documents
+    order = list(range(len(documents)))
+    random.Random(seed).shuffle(order)
+    first: dict[str, int] = {}
+    for i in order:
+        first.setdefault(documents.labels[i], i)
+    if len(first) > size:
+        raise CommandError(f"--limit {size} is less than the {len(first)} classes of {documents.source}")
+    must = set(first.values())
+    more = [i for i in order if i not in must][: size - len(must)]
+    return documents.pick(sorted([*must, *more]))
+
+
+def _rows_by_class(documents: Documents) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = defaultdict(list)
+    for i, label in enumerate(documents.labels):
+        rows[label].append(i)
+    return rows
+
+
+def _numbers_first(label: str) -> tuple[bool, int, str]:
+    number = label.isascii() and label.isdecimal()
+    return not number, int(label) if number else 0, label
+
+
+def _check(corpus: Corpus) -> None:
+    if len(corpus.classes) < 2:
+        raise CommandError(f"{corpus.train.source}: one class only ({corpus.classes[0]!r}), wants two")
+    for part in (corpus.val, corpus.test):
+        if not len(part):
+            raise CommandError(f"{part.source}: no documents; every class has one document only")
+        unknown = sorted(set(part.labels) - set(corpus.classes))
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise CommandError(f"{part.source}: class {unknown[0]!r}{more} is absent from {corpus.train.source}")

@@ -1,0 +1,156 @@
+"""The options of `gloss-kernels finetune`, and the part of them that decides a run's result (`Settings`)."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+LOSSES = ("ce", "gloss", "ce+gloss")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run's result depends on, besides its documents. Saved with the run; --resume wants the same."""
+
+    model: str
+    pooling: str
+    loss: str
+    lam: float
+    sigma: str
+    labeled_fraction: float
+    neighbors: int | None
+    class_weights: str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    head_learning_rate: float
+    max_length: int
+    patience: int
+    precision: str
+    seed: int
+
+
+def number(low: float, high: float = math.inf, *, closed: bool = True) -> Callable[[str], float]:
+    """A float between two bounds; the bounds themselves are allowed where `closed`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        inside = low <= value <= high if closed else low < value < high
+        if not inside or math.isinf(value):
+            wanted = f"at least {low:g}" if closed else f"above {low:g}"
+            if high < math.inf:
+                wanted = f"from {low:g} to {high:g}" if closed else f"between {low:g} and {high:g}"
+            raise argparse.ArgumentTypeError(f"got {text!r}, wants a number {wanted}")
+        return value
+
+    return parse
+
+
+def whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}, wants a whole number of at least {least}")
+        return value
+
+    return parse
+
+
+def batch_size(text: str) -> int:
+    if text.strip() == "1":
+        raise argparse.ArgumentTypeError("a batch of one document has no graph; wants at least 2")
+    return whole(2)(text)
+
+
+def sigma(text: str) -> str:
+    if text in ("root", "mst"):
+        return text
+    try:
+        return str(number(0, closed=False)(text))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wants a number above 0, or root, or mst") from None
+
+
+class Help(argparse.HelpFormatter):
+    """Each option with its default, except where there is none or the text names it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if not action.option_strings or action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+def add_parser(commands: Any) -> None:
+    p = commands.add_parser(
+        "finetune",
+        help="fine-tune a text encoder with cross entropy, G-Loss or both",
+        description="Fine-tune a text encoder with (1 - lambda) cross entropy + lambda G-Loss, one encoder forward a "
+        "step; or with G-Loss alone, followed by a linear probe on the frozen embeddings. With no data given, "
+        "the documents are docstrings of the libraries installed here, to be told apart by library.",
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
+    p.set_defaults(run=_run)
+
+    data = p.add_argument_group("documents (CSV, or CSV.gz, with the columns text and label)")
+    data.add_argument("--train", metavar="FILE", help="training documents (default: the built-in docstrings)")
+    data.add_argument("--val", metavar="FILE", help="validation documents (default: 15%% of --train, by class)")
+    data.add_argument("--test", metavar="FILE", help="test documents (default: 15%% of --train, by class)")
+    data.add_argument("--limit", type=whole(2), metavar="N", help="train on a random N of the training documents")
+
+    model = p.add_argument_group("encoder")
+    model.add_argument("--model", metavar="NAME", help="Hugging Face name or folder (default: the packaged MiniLM)")
+    model.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="tokens to one embedding")
+    model.add_argument("--max-length", type=whole(4), default=64, metavar="N", help="tokens kept of a document")
+
+    loss = p.add_argument_group("loss")
+    loss.add_argument("--loss", choices=LOSSES, default="ce+gloss", help="what is minimised")
+    loss.add_argument("--lam", "--lambda", dest="lam", type=number(0, 1), default=0.5, help="share of G-Loss")
+    loss.add_argument("--sigma", type=sigma, default="0.5", help="width of the Gaussian edges; or root, mst: by rule")
+    loss.add_argument(
+        "--labeled-fraction", type=number(0, 1, closed=False), default=0.7, help="share of a batch that keeps its label"
+    )
+    loss.add_argument("--neighbors", type=whole(1), metavar="K", help="edges of a document (default: the whole batch)")
+    loss.add_argument("--class-weights", choices=("none", "balanced"), default="none", help="weights of the classes")
+
+    train = p.add_argument_group("training")
+    train.add_argument("--epochs", type=whole(1), default=5, help="passes over the training documents")
+    train.add_argument("--batch-size", type=batch_size, default=64, help="documents a step, at most")
+    train.add_argument("--learning-rate", type=number(0, closed=False), default=2e-4, help="of the encoder")
+    train.add_argument("--head-learning-rate", type=number(0, closed=False), default=5e-3, help="of the linear head")
+    train.add_argument(
+        "--patience", type=whole(0), default=2, help="stop after this many epochs without a better validation; 0: never"
+    )
+    train.add_argument("--seed", type=whole(0), default=0, help="of the split, the head, the shuffles, the dropout")
+    train.add_argument(
+        "--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 where it is fast"
+    )
+    train.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+
+    out = p.add_argument_group("output")
+    out.add_argument("--output", metavar="DIR", help="folder of the run (default: gloss-runs/<date-time>)")
+    out.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    out.add_argument("--overwrite", action="store_true", help="replace the run in --output")
+    out.add_argument("--compare", action="store_true", help="train with ce and with --loss, print both side by side")
+
+
+def _run(args: argparse.Namespace, words: list[str]) -> int:
+    from gloss_kernels.cli import CommandError
+
+    try:
+        from gloss_kernels.finetune.command import run
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name in ("", "gloss_kernels"):
+            raise
+        raise CommandError(f"{name} is missing: install gloss-kernels[demo]") from None
+    return run(args, words)

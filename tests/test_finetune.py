@@ -1,0 +1,340 @@
+"""`gloss-kernels finetune` on tiny documents and a tiny random BERT: results, resuming, bad input."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import random
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+for extra in ("transformers", "tokenizers", "sklearn", "matplotlib", "tqdm", "safetensors"):
+    pytest.importorskip(extra, reason=f"{extra} is not installed: pip install gloss-kernels[demo]")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from gloss_kernels.cli import main  # noqa: E402
+from gloss_kernels.finetune import data, docstrings, encoder, training  # noqa: E402
+
+TOPICS = {
+    "sport": "ball goal team player match score win league coach field",
+    "food": "bread soup salt oven cook taste sugar plate spoon butter",
+    "sky": "star moon cloud rain wind storm sun comet planet night",
+}
+
+
+def write_csv(path: Path, documents: list[tuple[str, str]], header: tuple[str, ...] = ("text", "label")) -> str:
+    stream = io.StringIO()
+    csv.writer(stream).writerows([header, *documents])
+    content = stream.getvalue().encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return str(path)
+
+
+def make_documents(count: int, seed: int) -> list[tuple[str, str]]:
+    rng = random.Random(seed)
+    every = " ".join(TOPICS.values()).split()
+    labels = [list(TOPICS)[i % len(TOPICS)] for i in range(count)]
+    return [
+        (" ".join(rng.choices(TOPICS[label].split(), k=rng.randint(2, 5)) + rng.choices(every, k=2)), label)
+        for label in labels
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Three files of documents and the folder of a model: paths by name."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *" ".join(TOPICS.values()).split()]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder / "model")
+    paths = {name: write_csv(folder / f"{name}.csv.gz", make_documents(n, n)) for name, n in
+             {"train": 61, "val": 24, "test": 30}.items()}  # fmt: skip
+    return {**paths, "model": str(folder / "model")}
+
+
+@pytest.fixture
+def words(tiny: dict[str, str]) -> list[str]:
+    """A command line that trains in a second; later words override earlier ones."""
+    files = [word for name in ("train", "val", "test", "model") for word in (f"--{name}", tiny[name])]
+    fast = "--epochs 3 --batch-size 20 --learning-rate 0.01 --max-length 16 --precision fp32 --device cpu --patience 0"
+    return ["finetune", *files, *fast.split()]
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def without_times(value):
+    """metrics.json without what a clock decides."""
+    if isinstance(value, dict):
+        return {key: without_times(v) for key, v in value.items() if "seconds" not in key}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def saved_accuracy(folder: Path, tiny: dict[str, str]) -> float:
+    """Test accuracy of the saved model, computed from its files alone."""
+    description = json.loads((folder / "model" / "head.json").read_text())
+    loaded, tokenizer = encoder.load_encoder(str(folder / "model"), 16, seed=0)
+    pooling, unit_rows = description["pooling"], description["unit_rows"]
+    model = encoder.Classifier(loaded, tokenizer, pooling, len(TOPICS), unit_rows=unit_rows, seed=9)
+    model.head.load_state_dict(load_file(folder / "model" / "head.safetensors"))
+    test = data.read_csv(tiny["test"])
+    embeddings = model.embed(encoder.tokenize(tokenizer, test.texts, 16), torch.device("cpu"), "fp32")
+    with torch.no_grad():
+        predicted = [description["classes"][i] for i in model.scores(embeddings).argmax(1).tolist()]
+    return sum(p == t for p, t in zip(predicted, test.labels, strict=True)) / len(predicted)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--loss ce --class-weights balanced --pooling cls",
+        "--loss gloss --sigma root --neighbors 5",
+        "--loss ce+gloss --lambda 0.3 --sigma mst --class-weights balanced --precision bf16",
+    ],
+)
+def test_end_to_end(options: str, words: list[str], tiny: dict[str, str], tmp_path: Path, capsys) -> None:
+    assert main([*words, "--epochs", "8", *options.split(), "--output", str(tmp_path)]) == 0
+    result = metrics(tmp_path)
+    assert result["test"]["accuracy"] > 0.6  # three classes: chance is 0.33
+    assert result["test"]["silhouette"] > result["before"]["silhouette"]
+    assert result["test"]["accuracy"] == pytest.approx(
+        saved_accuracy(tmp_path, tiny), abs=0.04 if "bf16" in options else 0
+    )
+    assert len(result["history"]) == 8 and (result["sigma"] is None) == ("--loss ce " in options)
+    for name in ("curves.png", "projection.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "checkpoint.pt").exists()
+    assert "| loss" in capsys.readouterr().out
+
+
+def test_sentence_transformers_loads_the_saved_model(words: list[str], tiny: dict[str, str], tmp_path: Path) -> None:
+    st = pytest.importorskip("sentence_transformers")
+    assert main([*words, "--pooling", "cls", "--epochs", "1", "--output", str(tmp_path)]) == 0
+    model = st.SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    ours = load_file(tmp_path / "test_embeddings.safetensors")["after"]
+    theirs = model.encode(data.read_csv(tiny["test"]).texts, convert_to_tensor=True, show_progress_bar=False)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_the_best_weights_are_scored_and_saved(words, tiny, tmp_path, monkeypatch) -> None:
+    seen = []
+
+    def validate(trainer: training.Trainer) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in trainer.model.head.state_dict().items()})
+        return {"accuracy": 0.5, "macro_f1": 1 - 0.1 * len(seen)}
+
+    monkeypatch.setattr(training.Trainer, "validate", validate)
+    assert main([*words, "--epochs", "4", "--patience", "2", "--output", str(tmp_path)]) == 0
+    result = metrics(tmp_path)
+    assert result["best_epoch"] == 1 and len(result["history"]) == 3  # two epochs without a better one
+    head = load_file(tmp_path / "model" / "head.safetensors")
+    assert torch.equal(head["weight"], seen[0]["weight"]) and not torch.equal(head["weight"], seen[-1]["weight"])
+    assert result["test"]["accuracy"] == saved_accuracy(tmp_path, tiny)
+
+
+@pytest.mark.parametrize("options", ["--loss gloss", "--loss ce+gloss --compare"])
+def test_a_killed_run_resumes_to_the_same_result(options, words, tmp_path, monkeypatch, capsys) -> None:
+    """Killed in the middle of the second epoch (of the second run with --compare)."""
+    words = [*words, *options.split()]
+    assert main([*words, "--output", str(tmp_path / "whole")]) == 0
+    calls, last = 0, 16 if "--compare" in options else 6  # four steps an epoch
+    step = training.Trainer._step
+
+    def killed(trainer, rows, sums):
+        nonlocal calls
+        calls += 1
+        if calls == last + 1:
+            raise KeyboardInterrupt
+        return step(trainer, rows, sums)
+
+    monkeypatch.setattr(training.Trainer, "_step", killed)
+    capsys.readouterr()
+    assert main([*words, "--output", str(tmp_path / "killed")]) == 130
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    command = shlex.split(line.partition("to go on: ")[2])
+    assert command[0] == "gloss-kernels" and command[-1] == "--resume"
+    assert main(command[1:]) == 0
+    for run in ("ce", "ce_gloss") if "--compare" in options else (".",):
+        whole, killed_run = tmp_path / "whole" / run, tmp_path / "killed" / run
+        assert without_times(metrics(killed_run)) == without_times(metrics(whole))
+        for name in ("model.safetensors", "head.safetensors"):
+            one, two = load_file(whole / "model" / name), load_file(killed_run / "model" / name)
+            assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    capsys.readouterr()
+    assert main(command[1:]) == 0  # a finished run prints its results again
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_compare(words, tmp_path, capsys) -> None:
+    assert main([*words, "--compare", "--output", str(tmp_path)]) == 0
+    table = (tmp_path / "comparison.md").read_text()
+    assert table in capsys.readouterr().out
+    for word in ("accuracy", "macro-F1", "silhouette", "seconds an epoch", "| cross entropy + G-Loss |"):
+        assert word in table
+    ce, both = json.loads((tmp_path / "comparison.json").read_text())["runs"]
+    assert ce["before"] == both["before"]
+    # The same seed: the first epoch starts from the same head and sees the same batches.
+    assert ce["settings"] == {**both["settings"], "loss": "ce"}
+    assert (tmp_path / "curves.png").exists() and (tmp_path / "projection.png").exists()
+
+
+def test_one_file_is_split_by_class(tmp_path) -> None:
+    path = write_csv(tmp_path / "all.csv", [*make_documents(60, 0), ("only one of its kind", "rare")])
+    corpus = data.load_corpus(path, None, None, limit=20, seed=1)
+    assert [len(corpus.train), len(corpus.val), len(corpus.test)] == [20, 9, 9]
+    assert corpus.classes == ["food", "rare", "sky", "sport"]
+    assert "rare" in corpus.train.labels and set(corpus.test.labels) == set(TOPICS)
+    again = data.load_corpus(path, None, None, limit=20, seed=1)
+    assert corpus == again and corpus.fingerprint() == again.fingerprint()
+    assert corpus.fingerprint() != data.load_corpus(path, None, None, limit=20, seed=2).fingerprint()
+
+
+@pytest.mark.parametrize("n", [2, 20, 21, 41, 61])
+def test_no_batch_of_one(n: int) -> None:
+    batches = list(encoder.shuffled_batches(n, 20, seed=0, epoch=1))
+    assert sorted(row for batch in batches for row in batch) == list(range(n))
+    assert all(2 <= len(batch) <= 20 for batch in batches)
+    assert batches == list(encoder.shuffled_batches(n, 20, seed=0, epoch=1))
+    assert n == 2 or batches != list(encoder.shuffled_batches(n, 20, seed=0, epoch=2))
+
+
+BAD = {
+    "missing file": ("--train nowhere.csv", "nowhere.csv: no such file"),
+    "missing column": ("--train {dir}/column.csv", "no column 'label'"),
+    "empty text": ("--train {dir}/empty.csv", "empty.csv: line 3: empty text"),
+    "empty label": ("--train {dir}/unlabelled.csv", "line 2: empty label"),
+    "empty file": ("--train {dir}/nothing.csv", "no column 'text'"),
+    "no documents": ("--test {dir}/header.csv", "no documents"),
+    "not gzip": ("--train {dir}/plain.csv.gz", "cannot be read"),
+    "not UTF-8": ("--train {dir}/latin.csv", "cannot be read"),
+    "one class": ("--train {dir}/one.csv", "one class only ('sky')"),
+    "absent class": ("--test {dir}/absent.csv", "class 'music' is absent from"),
+    "unknown model": ("--model {dir}/no-model", "no-model: cannot be loaded"),
+    "batch of one": ("--batch-size 1", "a batch of one"),
+    "lambda": ("--lambda 1.5", "got '1.5', wants a number from 0 to 1"),
+    "negative sigma": ("--sigma -1", "wants a number above 0, or root, or mst"),
+    "sigma word": ("--sigma wide", "wants a number above 0, or root, or mst"),
+    "labeled fraction": ("--labeled-fraction 1", "between 0 and 1"),
+    "neighbors": ("--neighbors 20", "--neighbors 20: wants fewer than --batch-size 20"),
+    "epochs": ("--epochs 0", "at least 1"),
+    "learning rate": ("--learning-rate nan", "above 0"),
+    "max length": ("--max-length 64", "reads at most 32 tokens"),
+    "limit": ("--limit 2", "less than the 3 classes"),
+    "device": ("--device abacus", "--device abacus: cannot be used"),
+    "loss": ("--loss mse", "invalid choice: 'mse'"),
+    "unknown option": ("--fast", "unrecognized arguments: --fast"),
+    "resume where": ("--resume", "--resume needs --output"),
+    "output is a file": ("--output {dir}/one.csv", "is a file"),
+    "resume and overwrite": ("--output {dir}/run --resume --overwrite", "exclude each other"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_code_2(case: str, words, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    documents = make_documents(12, 0)
+    write_csv(tmp_path / "column.csv", documents, ("text", "topic"))
+    write_csv(tmp_path / "empty.csv", [documents[0], ("  ", "sky")])
+    write_csv(tmp_path / "unlabelled.csv", [("a star", "")])
+    write_csv(tmp_path / "one.csv", [(text, "sky") for text, _ in documents])
+    write_csv(tmp_path / "absent.csv", [*documents, ("a song", "music")])
+    write_csv(tmp_path / "header.csv", [])
+    (tmp_path / "nothing.csv").write_text("")
+    (tmp_path / "plain.csv.gz").write_text("text,label\na,b\n")
+    (tmp_path / "latin.csv").write_bytes("text,label\ncafé,b\n".encode("latin-1"))
+    options, message = BAD[case]
+    assert main([*words, *options.format(dir=tmp_path).split()]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err, err
+
+
+def test_an_output_folder_with_a_run_is_guarded(words, tmp_path, capsys) -> None:
+    out = ["--output", str(tmp_path / "run")]
+    words = [*words, "--epochs", "1", "--loss", "ce"]
+    assert main([*words, *out, "--resume"]) == 0  # nothing there yet: starts
+    assert main([*words, *out]) == 2
+    assert "--resume goes on with it, --overwrite replaces it" in capsys.readouterr().err
+    assert main([*words, *out, "--resume", "--epochs", "2"]) == 2
+    assert "holds another run: epochs was 1, now 2" in capsys.readouterr().err
+    assert main([*words, *out, "--resume", "--limit", "30"]) == 2
+    assert "holds another run: its documents differ" in capsys.readouterr().err
+    assert main([*words, *out, "--resume", "--compare"]) == 2
+    assert main([*words, *out, "--overwrite", "--epochs", "2"]) == 0
+    assert len(metrics(tmp_path / "run")["history"]) == 2
+    (tmp_path / "run" / "metrics.json").unlink()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"torn")
+    capsys.readouterr()
+    assert main([*words, *out, "--resume", "--epochs", "2"]) == 2
+    assert "checkpoint.pt: cannot be read" in capsys.readouterr().err
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_help_needs_no_extra_and_a_missing_one_is_named() -> None:
+    code = """
+import sys
+sys.modules["transformers"] = None
+from gloss_kernels.cli import main
+assert main([]) == 0
+try:
+    main(["finetune", "--help"])
+except SystemExit as end:
+    assert end.code == 0
+assert not {"sklearn", "matplotlib", "safetensors"} & sys.modules.keys()
+sys.exit(main(["finetune"]))
+"""
+    done = run_python(code)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "error: transformers is missing: install gloss-kernels[demo]\n"
+
+
+def test_docstring_corpus() -> None:
+    texts, labels = docstrings.docstring_corpus()
+    if len(set(labels)) < 8:
+        pytest.skip("fewer than 8 of the libraries are installed here")
+    assert len(texts) == len(labels) == len(set(texts)) >= 1500
+    for text, label in zip(texts, labels, strict=True):
+        assert len(text) >= 40
+        assert label.lower().replace("_", " ") not in text.lower().split()
+        if label != "PIL":  # "compile" is not a hint
+            assert label.lower() not in text.lower(), text
+    assert docstrings._documents("email", 0, set()) == docstrings._documents("email", 0, set())
+
+
+@pytest.mark.parametrize(
+    ("text", "library", "expected"),
+    [
+        (
+            "A PyTorch tensor, as in ``torch.nn`` or TorchScript.\n\nArgs:\n    x: it",
+            "torch",
+            "A tensor, as in .nn or .",
+        ),
+        ("Fit an sklearn model.\n\n>>> import sklearn", "sklearn", "Fit an model."),
+        ("Call np.sum of NumPy's arrays.\n\nParameters\n----------\nx : array", "numpy", "Call .sum of 's arrays."),
+    ],
+)
+def test_docstrings_do_not_name_their_library(text: str, library: str, expected: str) -> None:
+    assert docstrings.clean(text, library) == expected
