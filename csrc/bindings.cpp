@@ -57,6 +57,7 @@ py::dict cosine_topk(MatrixView queries, MatrixView corpus, int64_t k, bool excl
   } catch (const Cancelled&) {
     throw py::error_already_set();  // the KeyboardInterrupt or the exception of the progress function
   }
+  if (!reporter.report(1)) throw py::error_already_set();
   py::dict out;
   out["candidates"] = stats.candidates;
   out["recomputed_rows"] = stats.recomputed_rows;
