@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .propagate import Propagation, drop_vanishing
+from .propagate import Propagation, drop_vanishing, one_hot
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def propagate(
 ) -> Propagation:
     """As propagate_labels, for a dense symmetric graph [n, n]."""
     labeled = labels >= 0
-    boundary = torch.nn.functional.one_hot(labels.clamp(min=0), num_classes).to(adjacency.dtype) * labeled[:, None]
+    boundary = one_hot(labels, num_classes, adjacency.dtype)
     m = normalize(drop_vanishing(adjacency), normalization if alpha is None else "symmetric")
     f, _, reachable = dense_propagate_op(m, labeled, boundary, -1.0 if alpha is None else alpha)
     if alpha is not None:

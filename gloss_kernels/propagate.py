@@ -130,6 +130,12 @@ def _check_prior(prior: Tensor | None, num_classes: int, like: Tensor) -> Tensor
     return prior.detach().to(like)
 
 
+def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """[n, C]; a row of zeros for label -1. (torch's one_hot makes int64 first: eight times the memory traffic.)"""
+    zeros = torch.zeros(len(labels), num_classes, dtype=dtype, device=labels.device)
+    return zeros.scatter_(1, labels.clamp(min=0)[:, None], (labels >= 0).to(dtype)[:, None])
+
+
 def drop_vanishing(weights: Tensor) -> Tensor:
     """Weights under 1e-32 (float64: 1e-280) become 0, no edge: dL/dweight grows as 1 / degree, it must not overflow."""
     return torch.where(weights >= (1e-280 if weights.dtype == torch.float64 else 1e-32), weights, 0.0)
@@ -152,7 +158,7 @@ def solve(
 ) -> Propagation:
     """propagate_labels after its checks; shapes depend on n, nnz and C only, so torch.compile can trace it."""
     labeled = labels >= 0
-    boundary = torch.nn.functional.one_hot(labels.clamp(min=0), num_classes).to(values.dtype) * labeled[:, None]
+    boundary = one_hot(labels, num_classes, values.dtype)
     if initial is not None:
         boundary = torch.where(labeled[:, None], boundary, initial.detach().to(values.dtype))
     how = normalization if alpha is None else "symmetric"

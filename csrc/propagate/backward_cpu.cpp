@@ -8,8 +8,7 @@
 // h_i = eps Lam_i . (F_i - prior). Spreading: dL/dM_ij = alpha Lam_i . F_j, so alpha (Lam_i . F_j + Lam_j . F_i) / 2.
 #include <algorithm>
 
-#include "hidden.h"
-#include "solver.h"
+#include "panels.h"
 
 namespace gloss::cpu {
 
@@ -20,25 +19,27 @@ int64_t propagate_backward(Csr graph, const T* values, int64_t num_classes, cons
   const bool spreading = is_spreading(options);
   const double eps = options.prior_strength;
   const Hidden<T> hidden = hidden_system(graph, values, fixed, reachable, options);
-  const int64_t rows = hidden.rows(), width = padded_width(num_classes);
-  std::vector<T> b(static_cast<size_t>(rows * width), T(0)), lam(b.size(), T(0));  // [rows, width]
-#pragma omp parallel for num_threads(options.threads) schedule(static)
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t c = 0; c < num_classes; ++c)
-      b[row * width + c] = T(hidden.scale[row] * double(grad_result[hidden.node[row] * num_classes + c]));
-  const SolveReport report =
-      solve_columns(hidden.system(), width, b.data(), lam.data(), options.tol, options.max_iter, options.threads);
-  std::copy_n(report.residual.begin(), num_classes, residual);
+  const int64_t rows = hidden.rows(), stride = num_classes;
+  std::vector<T> lam(static_cast<size_t>(rows * stride));  // [rows, num_classes]
+  const auto fill = [&](int64_t first, int64_t columns, int64_t width, T* b, T*) {
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t c = 0; c < columns; ++c)
+        b[row * width + c] = T(hidden.scale[row] * double(grad_result[hidden.node[row] * stride + first + c]));
+  };
+  const auto take = [&](int64_t first, int64_t columns, int64_t width, const T* x) {
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t c = 0; c < columns; ++c)
+        lam[row * stride + first + c] = T(hidden.scale[row] * double(x[row * width + c]));
+  };
+  const int64_t iterations = solve_panels(hidden, num_classes, options, residual, fill, take);
 
-  const BlockKernels<T>& kernels = block_kernels<T>();
+  const PanelKernels<T>& kernels = panel_kernels<T>();
   const std::vector<T> nothing(static_cast<size_t>(num_classes), T(0));  // Lam of a fixed row
   std::vector<double> pull(static_cast<size_t>(rows), 0.0);              // h
+  if (eps > 0 && !spreading) {
 #pragma omp parallel for num_threads(options.threads) schedule(static)
-  for (int64_t row = 0; row < rows; ++row) {
-    T* own = lam.data() + row * width;
-    for (int64_t c = 0; c < num_classes; ++c) own[c] = T(hidden.scale[row] * double(own[c]));
-    if (eps > 0 && !spreading) {
-      const T* f = result + hidden.node[row] * num_classes;
+    for (int64_t row = 0; row < rows; ++row) {
+      const T *own = lam.data() + row * stride, *f = result + hidden.node[row] * stride;
       pull[row] = eps * (kernels.dot(num_classes, own, f) - kernels.dot(num_classes, own, prior));
     }
   }
@@ -46,8 +47,8 @@ int64_t propagate_backward(Csr graph, const T* values, int64_t num_classes, cons
   const auto gradient = [&](int64_t i, int64_t j) -> double {
     const int32_t row_i = hidden.row_of[i], row_j = hidden.row_of[j];
     if (!reachable[i] || !reachable[j] || (row_i < 0 && row_j < 0)) return 0;
-    const T* lam_i = row_i < 0 ? nothing.data() : lam.data() + row_i * width;
-    const T* lam_j = row_j < 0 ? nothing.data() : lam.data() + row_j * width;
+    const T* lam_i = row_i < 0 ? nothing.data() : lam.data() + row_i * stride;
+    const T* lam_j = row_j < 0 ? nothing.data() : lam.data() + row_j * stride;
     const T *f_i = result + i * num_classes, *f_j = result + j * num_classes;
     if (spreading)
       return 0.5 * options.alpha * (kernels.dot(num_classes, lam_i, f_j) + kernels.dot(num_classes, lam_j, f_i));
@@ -66,7 +67,7 @@ int64_t propagate_backward(Csr graph, const T* values, int64_t num_classes, cons
       grad_values[e] = g;
       if (mirror != end && *mirror == i) grad_values[mirror - graph.col] = g;
     }
-  return report.iterations;
+  return iterations;
 }
 
 #define GLOSS_INSTANTIATE(T)                                                                                         \

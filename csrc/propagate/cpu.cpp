@@ -1,8 +1,7 @@
 // Label propagation on the CPU, forward (gloss.h: cpu::propagate). Backward: backward_cpu.cpp.
 #include <algorithm>
 
-#include "hidden.h"
-#include "solver.h"
+#include "panels.h"
 
 namespace gloss::cpu {
 namespace {
@@ -31,57 +30,48 @@ int64_t propagate(Csr graph, const T* values, int64_t num_classes, const uint8_t
   const bool spreading = is_spreading(options);
   find_reachable(graph, values, fixed, reachable);
   const Hidden<T> hidden = hidden_system(graph, values, fixed, reachable, options);
-  const int64_t rows = hidden.rows(), width = padded_width(num_classes);
-  std::vector<T> b(static_cast<size_t>(rows * width), T(0)), x(b.size(), T(0));  // [rows, width]
+  const int64_t rows = hidden.rows(), stride = num_classes;
   std::vector<double> start(static_cast<size_t>(num_classes), 0.0);
   if (!spreading) start = mean_of_fixed(graph.n, num_classes, fixed, boundary);
-  const BlockKernels<T>& kernels = block_kernels<T>();
 
-#pragma omp parallel num_threads(options.threads)
-  {
-    std::vector<double> sum(static_cast<size_t>(num_classes));
-#pragma omp for schedule(static)
+  // Rows that are not solved for; the panels write the others.
+#pragma omp parallel for num_threads(options.threads) schedule(static)
+  for (int64_t i = 0; i < graph.n; ++i) {
+    T* to = result + i * stride;
+    if (hidden.row_of[i] >= 0) continue;
+    if (reachable[i]) std::copy_n(boundary + i * stride, num_classes, to);
+    else if (spreading) std::fill_n(to, num_classes, T(0));
+    else std::copy_n(prior, num_classes, to);
+  }
+
+  const auto fill = [&](int64_t first, int64_t columns, int64_t width, T* b, T* x) {
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t i = hidden.node[row];
       const double scale = hidden.scale[row];
-      const T* own = boundary + i * num_classes;
-      std::fill(sum.begin(), sum.end(), 0.0);
+      double sum[kPanel] = {};
+      const auto add = [&](double weight, const T* classes) {
+        for (int64_t c = 0; c < columns; ++c) sum[c] += weight * double(classes[first + c]);
+      };
       if (spreading) {
-        if (fixed[i]) kernels.add_scaled(num_classes, 1 - options.alpha, own, sum.data());
+        if (fixed[i]) add(1 - options.alpha, boundary + i * stride);
       } else {
-        if (options.prior_strength > 0)
-          kernels.add_scaled(num_classes, options.prior_strength * hidden.degree[row], prior, sum.data());
+        if (options.prior_strength > 0) add(options.prior_strength * hidden.degree[row], prior);
         for (int64_t e = graph.crow[i]; e < graph.crow[i + 1]; ++e)
-          if (fixed[graph.col[e]])
-            kernels.add_scaled(num_classes, double(values[e]), boundary + graph.col[e] * num_classes, sum.data());
+          if (fixed[graph.col[e]]) add(double(values[e]), boundary + graph.col[e] * stride);
       }
       const bool given = has_initial && !fixed[i];
-      for (int64_t c = 0; c < num_classes; ++c) {
+      for (int64_t c = 0; c < columns; ++c) {
         b[row * width + c] = T(scale * sum[c]);
-        x[row * width + c] = T((given ? double(own[c]) : start[c]) / scale);
+        x[row * width + c] = T((given ? double(boundary[i * stride + first + c]) : start[first + c]) / scale);
       }
     }
-  }
-
-  const SolveReport report =
-      solve_columns(hidden.system(), width, b.data(), x.data(), options.tol, options.max_iter, options.threads);
-  std::copy_n(report.residual.begin(), num_classes, residual);
-
-#pragma omp parallel for num_threads(options.threads) schedule(static)
-  for (int64_t i = 0; i < graph.n; ++i) {
-    T* to = result + i * num_classes;
-    const int32_t row = hidden.row_of[i];
-    if (row >= 0) {
-      for (int64_t c = 0; c < num_classes; ++c) to[c] = T(hidden.scale[row] * double(x[row * width + c]));
-    } else if (reachable[i]) {
-      std::copy_n(boundary + i * num_classes, num_classes, to);
-    } else if (spreading) {
-      std::fill_n(to, num_classes, T(0));
-    } else {
-      std::copy_n(prior, num_classes, to);
-    }
-  }
-  return report.iterations;
+  };
+  const auto take = [&](int64_t first, int64_t columns, int64_t width, const T* x) {
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t c = 0; c < columns; ++c)
+        result[hidden.node[row] * stride + first + c] = T(hidden.scale[row] * double(x[row * width + c]));
+  };
+  return solve_panels(hidden, num_classes, options, residual, fill, take);
 }
 
 #define GLOSS_INSTANTIATE(T)                                                                                       \

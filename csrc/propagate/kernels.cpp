@@ -5,11 +5,11 @@
 namespace gloss::cpu {
 
 template <class T>
-const BlockKernels<T>& block_kernels() {
+const PanelKernels<T>& panel_kernels() {
 #define GLOSS_PICK(isa)                                              \
   do {                                                               \
-    if constexpr (std::is_same_v<T, float>) return isa::block_f32;    \
-    else return isa::block_f64;                                      \
+    if constexpr (std::is_same_v<T, float>) return isa::panel_f32;    \
+    else return isa::panel_f64;                                      \
   } while (false)
   switch (isa()) {
 #if defined(GLOSS_X86_SIMD)
@@ -21,7 +21,7 @@ const BlockKernels<T>& block_kernels() {
   }
 }
 
-template const BlockKernels<float>& block_kernels<float>();
-template const BlockKernels<double>& block_kernels<double>();
+template const PanelKernels<float>& panel_kernels<float>();
+template const PanelKernels<double>& panel_kernels<double>();
 
 }  // namespace gloss::cpu

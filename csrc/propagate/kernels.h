@@ -1,7 +1,8 @@
-// The inner loops of propagate, one copy an instruction set (propagate/block_simd.cpp), chosen by cpu::isa().
+// The inner loops of propagate, one copy an instruction set (propagate/panel_simd.cpp), chosen by cpu::isa().
 //
-// A block is a row-major matrix [rows, width] whose width is padded to a multiple of the vector length; every column is
-// one class. All sums over rows are double, over fixed ranges of rows, so that they do not depend on the threads.
+// A panel is a row-major matrix [rows, width] of at most kPanel columns, one a class: a row is one cache line of floats,
+// so that following an edge costs one line, and a panel of 20,000 rows stays in the second-level cache. Sums over rows
+// are double, over fixed ranges of rows, so that they do not depend on the threads.
 #pragma once
 #include <cstdint>
 
@@ -9,7 +10,12 @@
 
 namespace gloss::cpu {
 
-// I - B with B symmetric, unit diagonal left out.
+constexpr int64_t kPanel = 16;
+
+// The width of a panel for so many columns; the columns past them hold zeros.
+inline int64_t panel_width(int64_t columns) { return columns <= 4 ? 4 : columns <= 8 ? 8 : kPanel; }
+
+// I - B with B symmetric, without diagonal.
 template <class T>
 struct System {
   int64_t rows;
@@ -19,7 +25,7 @@ struct System {
 };
 
 template <class T>
-struct BlockKernels {
+struct PanelKernels {
   // q = p - B p on rows [begin, end); dots[c] = sum over them of p q.
   void (*multiply)(const System<T>& system, int64_t width, const T* p, T* q, int64_t begin, int64_t end, double* dots);
   // out = b - (x - B x), summed in double; dots[c] = sum of out^2.
@@ -30,26 +36,24 @@ struct BlockKernels {
                   double* dots);
   // p = r + beta p.
   void (*turn)(int64_t width, const T* beta, const T* r, T* p, int64_t begin, int64_t end);
-  // sum[c] += weight x[c].
-  void (*add_scaled)(int64_t count, double weight, const T* x, double* sum);
-  // sum of (a - b)[c] (f - g)[c].
+  // Over whole rows of classes: sum of a f, and of (a - b) (f - g). [count]
+  double (*dot)(int64_t count, const T* a, const T* f);
   double (*dot_differences)(int64_t count, const T* a, const T* b, const T* f, const T* g);
-  double (*dot)(int64_t count, const T* a, const T* b);
 };
 
-#define GLOSS_DECLARE_BLOCK_KERNELS(isa)     \
-  namespace isa {                            \
-  extern const BlockKernels<float> block_f32; \
-  extern const BlockKernels<double> block_f64; \
+#define GLOSS_DECLARE_PANEL_KERNELS(isa)      \
+  namespace isa {                             \
+  extern const PanelKernels<float> panel_f32; \
+  extern const PanelKernels<double> panel_f64; \
   }
-GLOSS_DECLARE_BLOCK_KERNELS(generic)
+GLOSS_DECLARE_PANEL_KERNELS(generic)
 #if defined(GLOSS_X86_SIMD)
-GLOSS_DECLARE_BLOCK_KERNELS(avx2)
-GLOSS_DECLARE_BLOCK_KERNELS(avx512)
-GLOSS_DECLARE_BLOCK_KERNELS(avx512bf16)
+GLOSS_DECLARE_PANEL_KERNELS(avx2)
+GLOSS_DECLARE_PANEL_KERNELS(avx512)
+GLOSS_DECLARE_PANEL_KERNELS(avx512bf16)
 #endif
 
 template <class T>
-const BlockKernels<T>& block_kernels();
+const PanelKernels<T>& panel_kernels();
 
 }  // namespace gloss::cpu

@@ -1,4 +1,4 @@
-// Conjugate gradients for (I - B) X = b, all columns at once (solver.cpp).
+// Conjugate gradients for (I - B) x = b on one panel of right-hand sides (solver.cpp).
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -7,22 +7,33 @@
 
 namespace gloss::cpu {
 
-struct SolveReport {
-  int64_t iterations = 0;
-  std::vector<double> residual;  // [width], |b - (I - B) x| / |b| of each column; 0 where b = 0
-};
-
-// The width of a block that holds so many columns: full vectors, with short ones for few classes.
-inline int64_t padded_width(int64_t columns) {
-  if (columns <= 4) return 4;
-  if (columns <= 8) return 8;
-  return (columns + 15) / 16 * 16;
-}
-
-// x [rows, width] holds the start and receives the solution; b [rows, width]; width is a padded_width, with 0 in the
-// padding. A column is done when its residual is at most tol |b|; a column with b = 0 becomes 0.
 template <class T>
-SolveReport solve_columns(const System<T>& system, int64_t width, const T* b, T* x, double tol, int64_t max_iter,
-                          int threads);
+class PanelSolver {
+ public:
+  // Works on `threads` threads; the result does not depend on them.
+  PanelSolver(const System<T>& system, double tol, int64_t max_iter, int threads);
+
+  // b, x [rows, width]; x holds the start and receives the solution. A column is done when its residual is at most
+  // tol |b|; a column with b = 0 becomes 0. residual[c] = |b - (I - B) x| / |b|, 0 where b = 0. Returns the iterations.
+  int64_t solve(int64_t width, const T* b, T* x, double* residual);
+
+ private:
+  using Columns = double[kPanel];
+  void correct(int64_t width, const Columns squared, const bool* wanted, T* x, int64_t& iterations);
+  template <class Body>
+  void each(const Body& body) const;
+  template <class Body>
+  void sum(int64_t width, Columns sums, const Body& body);
+
+  const System<T> system_;
+  const PanelKernels<T>& kernels_;
+  const double tol_;
+  const int64_t max_iter_;
+  int64_t range_, ranges_;  // rows in a range, number of ranges
+  int threads_;
+  Columns norm_;                  // |b|
+  std::vector<double> partial_;   // [ranges, width]
+  std::vector<T> r_, p_, q_, e_;  // [rows, width]
+};
 
 }  // namespace gloss::cpu

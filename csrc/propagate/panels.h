@@ -1,0 +1,45 @@
+// Runs the panels of a solve: side by side, one thread each, where there are enough of them; else one after the other,
+// each on all threads. A panel needs no synchronisation of its own, so side by side is the faster way.
+#pragma once
+#include <algorithm>
+#include <mutex>
+#include <vector>
+
+#include "hidden.h"
+#include "solver.h"
+#include "topk/parallel.h"
+
+namespace gloss::cpu {
+
+// For each panel of columns [first, first + columns): fill(first, columns, width, b, x) sets the right-hand sides and
+// the start [rows, width], take(first, columns, width, x) receives the solutions. Both run on one thread.
+// residual [num_classes]. Returns the iterations of the slowest panel.
+template <class T, class Fill, class Take>
+int64_t solve_panels(const Hidden<T>& hidden, int64_t num_classes, const PropagateOptions& options, double* residual,
+                     const Fill& fill, const Take& take) {
+  const int64_t panels = (num_classes + kPanel - 1) / kPanel;
+  const bool side_by_side = panels >= options.threads;
+  int64_t slowest = 0;
+  std::mutex slowest_lock;
+  Queue queue(panels, 1);
+  parallel(side_by_side ? options.threads : 1, [&](int) {
+    PanelSolver<T> solver(hidden.system(), options.tol, options.max_iter, side_by_side ? 1 : options.threads);
+    std::vector<T> b, x;
+    double measured[kPanel];
+    for (Range range; queue.next(range);) {
+      const int64_t first = range.begin * kPanel, columns = std::min(kPanel, num_classes - first);
+      const int64_t width = panel_width(columns);
+      b.assign(static_cast<size_t>(hidden.rows() * width), T(0));
+      x.assign(b.size(), T(0));
+      fill(first, columns, width, b.data(), x.data());
+      const int64_t iterations = solver.solve(width, b.data(), x.data(), measured);
+      std::copy_n(measured, columns, residual + first);
+      take(first, columns, width, x.data());
+      const std::lock_guard<std::mutex> lock(slowest_lock);
+      slowest = std::max(slowest, iterations);
+    }
+  });
+  return slowest;
+}
+
+}  // namespace gloss::cpu
