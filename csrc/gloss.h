@@ -113,8 +113,8 @@ struct PropagateOptions {
 // Conjugate gradients with the diagonal as preconditioner, all columns at once, each with its own step; converged
 // columns are frozen and leave the work. reachable[i]: a path of positive weights leads from i to a fixed row. Rows
 // that are not reachable become `prior` (spreading: 0) and do not take part.
-// `boundary` holds, on the other rows, the start of the iteration where has_initial is set; else the start is the mean
-// of the fixed rows (spreading: 0).
+// `boundary` holds, on the other rows, the start of the iteration where has_initial is set; else the start is 0. Where
+// the fixed rows sum to 1, so do all rows of the harmonic solution (what the solver's tolerance lacks is made up).
 // Returns the iterations done; residual[c] = |r_c| / |b_c| (0 where b_c = 0).
 template <class T>
 int64_t propagate(Csr graph, const T* values, int64_t num_classes,

@@ -1,13 +1,13 @@
 // Label propagation on the CPU, forward (gloss.h: cpu::propagate). Backward: backward_cpu.cpp.
 #include <algorithm>
+#include <cmath>
 
 #include "panels.h"
 
 namespace gloss::cpu {
 namespace {
 
-// Mean of the fixed rows: where the iteration starts. A component that hangs on the labelled ones by a weight too small
-// for the arithmetic then keeps it, and still sums to 1. [num_classes]
+// Mean of the fixed rows, [num_classes].
 template <class T>
 std::vector<double> mean_of_fixed(int64_t n, int64_t num_classes, const uint8_t* fixed, const T* boundary) {
   std::vector<double> mean(static_cast<size_t>(num_classes), 0.0);
@@ -21,6 +21,24 @@ std::vector<double> mean_of_fixed(int64_t n, int64_t num_classes, const uint8_t*
   return mean;
 }
 
+// Rows of the exact solution sum to what the fixed rows sum to, 1. What a row lacks (about tol; all of it, in a component
+// that hangs on the labelled ones by a weight too small for the arithmetic) goes to the classes in the proportion they
+// have among the fixed rows. To first order the gradient does not change: exact rows lack nothing.
+template <class T>
+void complete_rows(const Hidden<T>& hidden, int64_t num_classes, const std::vector<double>& mean, int threads,
+                   T* result) {
+  double total = 0;
+  for (double m : mean) total += m;
+  if (std::abs(total - 1) > 1e-6) return;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < hidden.rows(); ++row) {
+    T* f = result + hidden.node[row] * num_classes;
+    double lacks = total;
+    for (int64_t c = 0; c < num_classes; ++c) lacks -= double(f[c]);
+    for (int64_t c = 0; c < num_classes; ++c) f[c] += T(lacks * mean[c]);
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -31,8 +49,6 @@ int64_t propagate(Csr graph, const T* values, int64_t num_classes, const uint8_t
   find_reachable(graph, values, fixed, reachable);
   const Hidden<T> hidden = hidden_system(graph, values, fixed, reachable, options);
   const int64_t rows = hidden.rows(), stride = num_classes;
-  std::vector<double> start(static_cast<size_t>(num_classes), 0.0);
-  if (!spreading) start = mean_of_fixed(graph.n, num_classes, fixed, boundary);
 
   // Rows that are not solved for; the panels write the others.
 #pragma omp parallel for num_threads(options.threads) schedule(static)
@@ -62,7 +78,7 @@ int64_t propagate(Csr graph, const T* values, int64_t num_classes, const uint8_t
       const bool given = has_initial && !fixed[i];
       for (int64_t c = 0; c < columns; ++c) {
         b[row * width + c] = T(scale * sum[c]);
-        x[row * width + c] = T((given ? double(boundary[i * stride + first + c]) : start[first + c]) / scale);
+        if (given) x[row * width + c] = T(double(boundary[i * stride + first + c]) / scale);
       }
     }
   };
@@ -71,7 +87,10 @@ int64_t propagate(Csr graph, const T* values, int64_t num_classes, const uint8_t
       for (int64_t c = 0; c < columns; ++c)
         result[hidden.node[row] * stride + first + c] = T(hidden.scale[row] * double(x[row * width + c]));
   };
-  return solve_panels(hidden, num_classes, options, residual, fill, take);
+  const int64_t iterations = solve_panels(hidden, num_classes, options, residual, fill, take);
+  if (!spreading && options.prior_strength == 0)
+    complete_rows(hidden, num_classes, mean_of_fixed(graph.n, num_classes, fixed, boundary), options.threads, result);
+  return iterations;
 }
 
 #define GLOSS_INSTANTIATE(T)                                                                                       \

@@ -28,6 +28,7 @@ class PanelSolver {
   const System<T> system_;
   const PanelKernels<T>& kernels_;
   const double tol_;
+  double target_;  // of a round's own recurrence, at most tol
   const int64_t max_iter_;
   int64_t range_, ranges_;  // rows in a range, number of ranges
   int threads_;
