@@ -28,10 +28,12 @@ double inverse_norm(const Operand& operand, int64_t row, double* query) {
   const int32_t id = int32_t(row);
   double squared;
   kernels().load_row(&operand.source, row, query);
-  kernels().dots(query, &operand.source, &id, 1, &squared);
+  kernels().dots(query, 1, 0, &operand.source, &id, 1, &squared);
   if (!(squared <= std::numeric_limits<double>::max())) return std::numeric_limits<double>::quiet_NaN();
   return squared > 0 ? 1 / std::sqrt(squared) : 0;
 }
+
+constexpr int64_t kQueries = 16, kRows = 64;  // up to 16 queries meet 64 corpus rows while these are in L2
 
 struct Entry {
   double value;
@@ -78,14 +80,13 @@ void compute_norms(const Operand& operand, int threads) {
 template <class T>
 void brute_force(const Job& job, const std::vector<int32_t>& positions, T* values, int64_t* indices,
                  Ticker& ticker) {
-  // 16 queries meet 64 corpus rows while these are in L2.
-  constexpr int64_t kQueries = 16, kRows = 64;
+  const int64_t queries_at_once = std::clamp<int64_t>(int64_t(positions.size()) / job.threads, 1, kQueries);
   const int64_t n = job.corpus.rows, k = job.k, wide = padded(job.queries.source.cols);
-  Queue queue(int64_t(positions.size()), kQueries);
+  Queue queue(int64_t(positions.size()), queries_at_once);
   ticker.stage(1.0, double(positions.size()) * double(n));
   parallel(job.threads, [&](int thread) {
-    std::vector<double> query(size_t(kQueries * wide));
-    std::vector<std::vector<Entry>> best(kQueries);  // heaps, the worst at the front
+    std::vector<double> query(size_t(queries_at_once * wide));
+    std::vector<std::vector<Entry>> best(static_cast<size_t>(queries_at_once));  // heaps, the worst at the front
     for (Range range; queue.next(range);) {
       for (int64_t q = range.begin; q < range.end; ++q) {
         kernels().load_row(&job.queries.source, job.ids[positions[size_t(q)]],
@@ -93,15 +94,16 @@ void brute_force(const Job& job, const std::vector<int32_t>& positions, T* value
         best[size_t(q - range.begin)].clear();
       }
       int32_t ids[kRows];
-      double dot[kRows];
+      double products[kQueries * kRows];
       for (int64_t first = 0; first < n; first += kRows) {
         const int64_t count = std::min(kRows, n - first);
         std::iota(ids, ids + count, int32_t(first));
+        kernels().dots(query.data(), range.end - range.begin, wide, &job.corpus.source, ids, count, products);
         for (int64_t q = range.begin; q < range.end; ++q) {
           const int64_t row = job.ids[positions[size_t(q)]];
           const double inverse = job.queries.inverse_norm[row];
           auto& heap = best[size_t(q - range.begin)];
-          kernels().dots(query.data() + (q - range.begin) * wide, &job.corpus.source, ids, count, dot);
+          const double* dot = products + (q - range.begin) * count;
           for (int64_t c = 0; c < count; ++c) {
             if (job.exclude_self && ids[c] == row) continue;
             const Entry entry{double(T(dot[c] * (inverse * job.corpus.inverse_norm[ids[c]]))) + 0.0, ids[c]};

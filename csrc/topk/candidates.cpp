@@ -4,35 +4,21 @@
 
 namespace gloss::cpu {
 
-void Candidates::thresholds(int64_t first, int64_t count, float* out) const {
+void Candidates::thresholds(int64_t first, int64_t count, float* out) {
   int64_t i = 0;
   while (i < count && first + i < rows_) {
     const int64_t row = first + i, stop = std::min({first + count, rows_, (row / kGroup + 1) * kGroup});
     std::lock_guard<std::mutex> hold(lock(row));
-    for (; first + i < stop; ++i) out[i] = threshold(state_[first + i]);
+    for (; first + i < stop; ++i) {
+      State& s = state_[first + i];
+      out[i] = s.threshold = s.tau - guard(s);
+    }
   }
   for (; i % kGroup != 0 || i < count; ++i) out[i] = kInfinity;
 }
 
 float Candidates::kth_value(int64_t row, float tolerance) const {
-  const float* v = values(row);
-  const int32_t count = state_[row].count;
-  float low = v[0], high = v[0];
-  for (int32_t i = 1; i < count; ++i) {
-    low = v[i] < low ? v[i] : low;
-    high = v[i] > high ? v[i] : high;
-  }
-  // Bisection: a dozen counts over a list in L1 are cheaper than one nth_element.
-  while (high - low > tolerance) {
-    const float middle = low + (high - low) / 2;
-    if (middle <= low || middle >= high) break;
-    int32_t reach = 0;
-    for (int32_t i = 0; i < count; ++i) reach += v[i] >= middle;
-    if (reach >= k_) low = middle;
-    else high = middle;
-    if (reach == k_) break;
-  }
-  return low;
+  return kernels().kth_value(values(row), state_[row].count, int32_t(k_), tolerance);
 }
 
 void Candidates::compact(int64_t row) {
@@ -44,7 +30,7 @@ void Candidates::compact(int64_t row) {
   const float g = guard(s);
   raise(row, kth_value(row, g / 8) - g);
 
-  const float keep = threshold(s);
+  const float keep = s.threshold = s.tau - g;
   float* v = values_.get() + row * capacity_;
   int32_t* index = indices_.get() + row * capacity_;
   int32_t kept = 0;
@@ -55,12 +41,12 @@ void Candidates::compact(int64_t row) {
   }
   // Room for a few more before the next time; a list that stays full has more near ties than it can hold.
   if (capacity_ - kept < 8) {
-    s = {kInfinity, s.residual, kFailed, 0};
+    s = {kInfinity, kInfinity, s.residual, kFailed, 0};
     failed_.fetch_add(1, std::memory_order_relaxed);
     return;
   }
   s.count = kept;
-  s.limit = int32_t(std::min<int64_t>(capacity_, kept + std::max<int64_t>(24, k_)));
+  s.limit = int32_t(std::min<int64_t>(capacity_, kept + std::max<int64_t>({24, k_, kept / 4})));
 }
 
 }  // namespace gloss::cpu

@@ -24,6 +24,7 @@ class Candidates {
         locks_(new std::mutex[size_t((rows + kGroup - 1) / kGroup)]) {}
 
   struct State {
+    float threshold;  // tau - guard, of the last time either was looked at
     float tau, residual;
     int32_t count;  // entries in the list; kClosed or kFailed: no list
     int32_t limit;  // count at which the list is compacted
@@ -32,7 +33,8 @@ class Candidates {
   static constexpr int32_t kFailed = -2;  // more near ties than the list holds
 
   void open(int64_t row, float residual, bool is_zero) {
-    state_[row] = {is_zero ? kInfinity : -kInfinity, residual, is_zero ? kClosed : 0, int32_t(first_limit())};
+    const float tau = is_zero ? kInfinity : -kInfinity;
+    state_[row] = {tau, tau, residual, is_zero ? kClosed : 0, int32_t(first_limit())};
   }
   void raise(int64_t row, float tau) {
     if (tau > state_[row].tau) state_[row].tau = tau;
@@ -51,16 +53,16 @@ class Candidates {
   float guard(const State& s) const {
     return (s.residual + (1 + s.residual) * largest_.load(std::memory_order_relaxed) + accumulation_) * (1 + 1e-5f);
   }
-  float threshold(const State& s) const { return s.tau - guard(s); }
 
-  // out [count rounded up to 64] <- the thresholds of rows first, first + 1, ..; +inf past the end
-  void thresholds(int64_t first, int64_t count, float* out) const;
+  // out [count rounded up to 64] <- the thresholds of rows first, first + 1, ..; +inf past the end. Called after
+  // widen() for the columns to come: from then on the stored thresholds, too, are low enough for these columns.
+  void thresholds(int64_t first, int64_t count, float* out);
 
   // A list is touched by the thread that holds the lock of its 64 rows.
   std::mutex& lock(int64_t row) const { return locks_[size_t(row / kGroup)]; }
   void add(int64_t row, float value, int32_t index) {
     State& s = state_[row];
-    if (value < threshold(s)) return;
+    if (value < s.threshold) return;
     const int64_t at = row * capacity_ + s.count++;
     values_[at] = value;
     indices_[at] = index;

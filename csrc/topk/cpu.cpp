@@ -13,8 +13,12 @@ namespace {
 
 int64_t list_capacity(int64_t k) { return (2 * k + 64 + 15) / 16 * 16; }
 
-// Lists that hold (nearly) everything filter nothing.
-bool filter_pays(int64_t k, int64_t corpus_rows) { return list_capacity(k) + 64 < corpus_rows; }
+// Lists that would hold nearly everything filter nothing.
+bool filter_pays(int64_t k, int64_t corpus_rows) { return corpus_rows >= 3 * k + 48; }
+
+constexpr int64_t kRedoBytes = int64_t(256) << 20;  // for the longer lists
+constexpr int64_t kFewRows = 256;    // of the corpus
+constexpr int64_t kFewQueries = 8;  // packing a corpus row costs as much as scoring it ten times
 
 // 64-bit hash of the bytes of a row.
 uint64_t hash_row(const unsigned char* bytes, int64_t count) {
@@ -33,17 +37,18 @@ class Search {
   Search(Progress progress, Meter& meter, TopkStats& stats) : ticker_(progress), meter_(meter), stats_(stats) {}
 
   void run(const Job& job, Hint hint) {
-    // Short rows gain little from 16 bit and have many near ties.
-    Format format = kernels().sweep_bf16 && job.queries.source.cols >= 64 ? Format::bf16 : Format::f32;
+    // Short rows gain little from 16 bit and have many near ties; in a small corpus scoring them again costs more than
+    // the products.
+    Format format = kernels().sweep_bf16 && job.queries.source.cols >= 64 && job.corpus.rows >= kFewRows ? Format::bf16
+                                                                                                 : Format::f32;
     std::vector<int32_t> leftover;
-    if (!filter(job, format, hint, format == Format::bf16 ? job.count / 8 : job.count - 1, leftover) &&
-        format == Format::bf16) {
-      format = Format::f32;
-      filter(job, format, hint, job.count - 1, leftover);
-    }
+    const int64_t capacity = list_capacity(job.k);
+    if (!filter(job, format, hint, capacity, format == Format::bf16 ? job.count / 8 : job.count / 2, leftover) &&
+        format == Format::bf16)
+      filter(job, Format::f32, hint, capacity, job.count / 2, leftover);
     if (leftover.empty()) return;
     stats_.recomputed_rows += int64_t(leftover.size());
-    redo(job, leftover, format);
+    redo(job, leftover);
   }
 
   template <class T>
@@ -57,10 +62,11 @@ class Search {
 
  private:
   // Results of all rows but `leftover`. False, and all rows left over, if too many lists failed.
-  bool filter(const Job& job, Format format, Hint hint, int64_t allowed_failures, std::vector<int32_t>& leftover) {
+  bool filter(const Job& job, Format format, Hint hint, int64_t capacity, int64_t allowed_failures,
+              std::vector<int32_t>& leftover) {
     // Each of d additions is rounded at a sum below 1.01; the final value is rounded to float.
     const double accumulation = double(job.queries.source.cols) * 0x1p-24 * 1.03 + 2e-7;
-    Candidates candidates(job.count, job.k, list_capacity(job.k), accumulation, &meter_);
+    Candidates candidates(job.count, job.k, capacity, accumulation, &meter_);
     const bool complete = (job.self ? sweep_self : sweep_rectangle)(job, format, candidates, hint, allowed_failures,
                                                                     ticker_, meter_);
     if (!complete) {
@@ -74,8 +80,9 @@ class Search {
   }
 
   // Rows with more near ties than a list holds. Identical rows have the same k + 1 best rows when none is left out,
-  // so that one of them is searched for all: a thousand copies of an empty document cost one row.
-  void redo(const Job& job, const std::vector<int32_t>& positions, Format tried) {
+  // so that one of them is searched for all: a thousand copies of an empty document cost one row. They get longer
+  // lists, and what is still left is compared with everything.
+  void redo(const Job& job, const std::vector<int32_t>& positions) {
     const RowSource& source = job.queries.source;
     const int64_t size = source.dtype == 1 ? 4 : 2, bytes = source.cols * size;
     const auto row_bytes = [&](int32_t position) {
@@ -108,8 +115,10 @@ class Search {
 
     std::vector<int32_t> left(rows.size());
     std::iota(left.begin(), left.end(), 0);
-    if (tried == Format::bf16 && filter_pays(again.k, again.corpus.rows))
-      filter(again, Format::f32, {nullptr, 0}, again.count - 1, left);
+    const int64_t most = (again.corpus.rows + 31) / 16 * 16;
+    const int64_t least = std::min(list_capacity(again.k), most);
+    const int64_t capacity = std::clamp(kRedoBytes / (8 * again.count) / 16 * 16, least, most);
+    filter(again, Format::f32, {nullptr, 0}, capacity, again.count / 2, left);
     if (!left.empty()) {
       compute_norms(again.corpus, again.threads);
       brute_force(again, left, again.values, again.indices, ticker_);
@@ -163,7 +172,8 @@ void cosine_topk(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_
 
   Search search(progress, meter, result);
   if (queries.dtype == DType::f64) search.run_brute_force(job, static_cast<double*>(values));
-  else if (!filter_pays(k, corpus.rows)) search.run_brute_force(job, static_cast<float*>(values));
+  else if (queries.rows <= kFewQueries || !filter_pays(k, corpus.rows))
+    search.run_brute_force(job, static_cast<float*>(values));
   else search.run(job, {hint_k > 0 ? hint : nullptr, hint_k});
   result.workspace_bytes = meter.most;
 }

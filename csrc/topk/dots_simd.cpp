@@ -22,26 +22,41 @@ void load_row(const RowSource* source, int64_t id, double* out) {
 
 namespace {
 
-// Rows are taken in no order: fetch the next one while this one is worked on.
-template <class Element>
-inline void prefetch_row(const Element* x, int64_t cols) {
-  const char* bytes = reinterpret_cast<const char*>(x);
-  for (int64_t b = 0; b < cols * int64_t(sizeof(Element)); b += 64) __builtin_prefetch(bytes + b);
-}
+// Queries that share the widening of a row; each keeps 16 sums in registers.
+#if defined(__AVX512F__)
+constexpr int kQueries = 4;
+#elif defined(__AVX2__)
+constexpr int kQueries = 2;
+#else
+constexpr int kQueries = 1;
+#endif
 
-template <class Reader>
-void dots_of(const double* query, const RowSource* source, const int32_t* ids, int64_t count, double* out) {
+template <class Reader, int Queries>
+void dots_of(const double* query, int64_t query_stride, const RowSource* source, const int32_t* ids, int64_t count,
+             double* out) {
   using Element = typename Reader::Element;
   const Element* data = static_cast<const Element*>(source->data);
   for (int64_t i = 0; i < count; ++i) {
     if (i + 1 < count) prefetch_row(data + ids[i + 1] * source->stride, source->cols);
-    Lanes total = zero();
     const double scale = sizeof(Element) == 8 ? source->scale[ids[i]] : 1.0;
+    Lanes total[Queries];
+    for (int q = 0; q < Queries; ++q) total[q] = zero();
     each_16<Reader>(data + ids[i] * source->stride, source->cols, [&](int64_t c, Lanes v) {
-      total = mac(load_double(query + c), sizeof(Element) == 8 ? mul(v, scale) : v, total);
+      if (sizeof(Element) == 8) v = mul(v, scale);
+      for (int q = 0; q < Queries; ++q) total[q] = mac(load_double(query + q * query_stride + c), v, total[q]);
     });
-    out[i] = sum(total);
+    for (int q = 0; q < Queries; ++q) out[q * count + i] = sum(total[q]);
   }
+}
+
+template <class Reader>
+void dots_with(const double* query, int64_t queries, int64_t query_stride, const RowSource* source,
+               const int32_t* ids, int64_t count, double* out) {
+  int64_t q = 0;
+  for (; q + kQueries <= queries; q += kQueries)
+    dots_of<Reader, kQueries>(query + q * query_stride, query_stride, source, ids, count, out + q * count);
+  for (; q < queries; ++q)
+    dots_of<Reader, 1>(query + q * query_stride, query_stride, source, ids, count, out + q * count);
 }
 
 template <class Reader>
@@ -62,12 +77,13 @@ void add_rows_of(const double* weight, const RowSource* source, const int32_t* i
 
 }  // namespace
 
-void dots(const double* query, const RowSource* source, const int32_t* ids, int64_t count, double* out) {
+void dots(const double* query, int64_t queries, int64_t query_stride, const RowSource* source, const int32_t* ids,
+          int64_t count, double* out) {
   switch (source->dtype) {
-    case 0: return dots_of<DoubleReader>(query, source, ids, count, out);
-    case 1: return dots_of<FloatReader>(query, source, ids, count, out);
-    case 2: return dots_of<HalfReader>(query, source, ids, count, out);
-    default: return dots_of<BfloatReader>(query, source, ids, count, out);
+    case 0: return dots_with<DoubleReader>(query, queries, query_stride, source, ids, count, out);
+    case 1: return dots_with<FloatReader>(query, queries, query_stride, source, ids, count, out);
+    case 2: return dots_with<HalfReader>(query, queries, query_stride, source, ids, count, out);
+    default: return dots_with<BfloatReader>(query, queries, query_stride, source, ids, count, out);
   }
 }
 

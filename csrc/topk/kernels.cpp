@@ -4,7 +4,7 @@ namespace gloss::cpu {
 
 const Kernels& kernels() {
 #define GLOSS_TOPK_TABLE(set, bf16) \
-  { set::pack_group, set::pack_tiles, set::sweep_f32, bf16, set::load_row, set::dots, set::add_rows }
+  { set::pack_group, set::pack_tiles, set::sweep_f32, bf16, set::load_row, set::dots, set::add_rows, set::kth_value }
   static const Kernels base = GLOSS_TOPK_TABLE(generic, nullptr);
 #if defined(GLOSS_X86_SIMD)
   static const Kernels with_avx2 = GLOSS_TOPK_TABLE(avx2, nullptr);

@@ -52,10 +52,15 @@ struct Kernels {
 
   // Row `id` in double, times its scale; out [cols rounded up to 16], zero padded.
   void (*load_row)(const RowSource* source, int64_t id, double* out);
-  // out[c] = query . row ids[c], in double, always in the same order of additions: symmetric to the last bit.
-  void (*dots)(const double* query, const RowSource* source, const int32_t* ids, int64_t count, double* out);
+  // out[q * count + c] = query q . row ids[c], in double, always in the same order of additions: symmetric to the last
+  // bit. query [queries, query_stride], its rows zero padded to a multiple of 16.
+  void (*dots)(const double* query, int64_t queries, int64_t query_stride, const RowSource* source,
+               const int32_t* ids, int64_t count, double* out);
   // sum [cols rounded up to 16] += weight[c] * row ids[c] for c = 0, 1, ..
   void (*add_rows)(const double* weight, const RowSource* source, const int32_t* ids, int64_t count, double* sum);
+
+  // A value that at least k of values [count] reach, and no more than k if raised by `tolerance`. 1 <= k <= count.
+  float (*kth_value)(const float* values, int32_t count, int32_t k, float tolerance);
 };
 
 #define GLOSS_TOPK_DECLARE(set)                                                                                     \
@@ -65,8 +70,9 @@ struct Kernels {
   int64_t sweep_f32(const uint32_t*, int64_t, const uint32_t*, int64_t, const float*, const float*, Survivor*);     \
   int64_t sweep_bf16(const uint32_t*, int64_t, const uint32_t*, int64_t, const float*, const float*, Survivor*);    \
   void load_row(const RowSource*, int64_t, double*);                                                                \
-  void dots(const double*, const RowSource*, const int32_t*, int64_t, double*);                                     \
+  void dots(const double*, int64_t, int64_t, const RowSource*, const int32_t*, int64_t, double*);                   \
   void add_rows(const double*, const RowSource*, const int32_t*, int64_t, double*);                                 \
+  float kth_value(const float*, int32_t, int32_t, float);                                                           \
   }
 GLOSS_TOPK_DECLARE(generic)
 #if defined(GLOSS_X86_SIMD)

@@ -172,6 +172,13 @@ inline Lanes load_tail(const typename Reader::Element* x, int64_t count) {
   return Reader::load(padded);
 }
 
+// Rows are taken in no order: fetch the next one while this one is worked on.
+template <class Element>
+inline void prefetch_row(const Element* x, int64_t cols) {
+  const char* bytes = reinterpret_cast<const char*>(x);
+  for (int64_t b = 0; b < cols * int64_t(sizeof(Element)); b += 64) __builtin_prefetch(bytes + b);
+}
+
 // Calls body(c, 16 elements from c on) over a row.
 template <class Reader, class Body>
 inline void each_16(const typename Reader::Element* x, int64_t cols, Body body) {

@@ -33,8 +33,12 @@ inline void round_to_bf16(const float* u, uint32_t* words, float* rounded) {
 // words [steps, and up to 16 more] <- one unit row. False if it holds NaN or Inf: then so does the sum of squares.
 // Squares of float32 neither overflow nor vanish in double.
 template <class Reader>
-bool normalize(const typename Reader::Element* x, int64_t cols, bool bf16, uint32_t* words, double* inverse_norm,
-               float* residual) {
+bool normalize_row(const RowSource* source, int32_t id, int32_t next, bool bf16, uint32_t* words,
+                   double* inverse_norm, float* residual) {
+  const auto* data = static_cast<const typename Reader::Element*>(source->data);
+  const auto* x = data + id * source->stride;
+  const int64_t cols = source->cols;
+  prefetch_row(data + next * source->stride, cols);
   Lanes squares = zero();
   each_16<Reader>(x, cols, [&](int64_t, Lanes v) { squares = mac(v, v, squares); });
   const double total = sum(squares);
@@ -75,21 +79,16 @@ int pack_group(const RowSource* source, const int32_t* ids, int count, bool bf16
         std::memset(words, 0, size_t(steps) * 4);
         continue;
       }
-      const int64_t offset = ids[slot] * source->stride;
+      const int32_t next = ids[slot + 1 < count ? slot + 1 : slot];
+      double* norm = inverse_norm + slot;
+      float* lost = residual + slot;
       bool finite;
-      switch (source->dtype) {
-        case 1:
-          finite = normalize<FloatReader>(static_cast<const float*>(source->data) + offset, cols, bf16, words,
-                                          inverse_norm + slot, residual + slot);
-          break;
-        case 2:
-          finite = normalize<HalfReader>(static_cast<const uint16_t*>(source->data) + offset, cols, bf16, words,
-                                         inverse_norm + slot, residual + slot);
-          break;
-        default:
-          finite = normalize<BfloatReader>(static_cast<const uint16_t*>(source->data) + offset, cols, bf16, words,
-                                           inverse_norm + slot, residual + slot);
-      }
+      if (source->dtype == 1)
+        finite = normalize_row<FloatReader>(source, ids[slot], next, bf16, words, norm, lost);
+      else if (source->dtype == 2)
+        finite = normalize_row<HalfReader>(source, ids[slot], next, bf16, words, norm, lost);
+      else
+        finite = normalize_row<BfloatReader>(source, ids[slot], next, bf16, words, norm, lost);
       if (!finite) bad = slot;
     }
     for (int r = 0; r < 16; r += kPanel < 16 ? kPanel : 16) {

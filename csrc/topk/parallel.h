@@ -56,10 +56,11 @@ class Ticker {
  public:
   explicit Ticker(Progress progress) : progress_(progress), last_(Clock::now()) {}
 
-  // The next stage moves the report from where it is to `until`, in `work` units.
+  // The next stage moves the report from where it is to `until`, in `work` units. It never moves back: a stage that is
+  // done again stands still.
   void stage(double until, double work) {
     begin_ = end_;
-    end_ = until;
+    end_ = until > end_ ? until : end_;
     work_ = work > 0 ? work : 1;
     done_.store(0, std::memory_order_relaxed);
   }

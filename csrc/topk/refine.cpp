@@ -27,7 +27,7 @@ struct Scratch {
   // keys += order keys of the pairs (row, ids)
   void score(const Job& job, int64_t row) {
     dot.resize(ids.size());
-    kernels().dots(query.data(), &job.corpus.source, ids.data(), int64_t(ids.size()), dot.data());
+    kernels().dots(query.data(), 1, 0, &job.corpus.source, ids.data(), int64_t(ids.size()), dot.data());
     for (size_t c = 0; c < ids.size(); ++c)
       keys.push_back(order_key(float(dot[c] * (job.queries.inverse_norm[row] * job.corpus.inverse_norm[ids[c]])),
                                ids[c]));

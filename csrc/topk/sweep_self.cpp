@@ -21,7 +21,8 @@ void pack_all(const Job& job, Format format, int64_t steps, uint32_t* groups, Ca
       for (int64_t g = range.begin; g < range.end; ++g) {
         const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, n - first);
         if (kernels().pack_group(&job.queries.source, job.ids + first, int(count), format == Format::bf16,
-                                 groups + g * kGroup * steps, inverse_norm, residual, scratch[size_t(thread)].get()) >= 0)
+                                 groups + g * kGroup * steps, inverse_norm, residual,
+                                 scratch[size_t(thread)].get()) >= 0)
           throw_bad_row(job.queries);
         for (int64_t i = 0; i < count; ++i) {
           job.queries.inverse_norm[job.ids[first + i]] = inverse_norm[i];
@@ -97,7 +98,8 @@ bool sweep_self(const Job& job, Format format, Candidates& candidates, Hint hint
 
   const std::vector<Task> tasks = triangle(n, rows, job.threads);
   double work = 0;
-  for (const Task& task : tasks) work += double(task.group_end - task.group_begin) * (task.block.end - task.block.begin);
+  for (const Task& task : tasks)
+    work += double(task.group_end - task.group_begin) * double(task.block.end - task.block.begin);
   ticker.stage(0.92, work);
 
   std::vector<TileKernel> kernel;
