@@ -7,7 +7,7 @@
 
 #include "hidden.h"
 #include "solver.h"
-#include "topk/parallel.h"
+#include "cpu/parallel.h"
 
 namespace gloss::cpu {
 

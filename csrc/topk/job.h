@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernels.h"
-#include "parallel.h"
+#include "cpu/parallel.h"
 
 namespace gloss::cpu {
 

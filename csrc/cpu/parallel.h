@@ -1,4 +1,4 @@
-// Threads, progress and memory for the drivers of topk.
+// Threads, progress and memory for the drivers of the stages.
 #pragma once
 #include <atomic>
 #include <chrono>
