@@ -60,25 +60,18 @@ int64_t propagate(Csr graph, const T* values, int64_t num_classes, const uint8_t
     else std::copy_n(prior, num_classes, to);
   }
 
+  const PanelKernels<T>& kernels = panel_kernels<T>();
   const auto fill = [&](int64_t first, int64_t columns, int64_t width, T* b, T* x) {
+    if (!spreading) kernels.gather(hidden.border_system(), width, columns, stride, boundary + first, b);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t i = hidden.node[row];
       const double scale = hidden.scale[row];
-      double sum[kPanel] = {};
-      const auto add = [&](double weight, const T* classes) {
-        for (int64_t c = 0; c < columns; ++c) sum[c] += weight * double(classes[first + c]);
-      };
-      if (spreading) {
-        if (fixed[i]) add(1 - options.alpha, boundary + i * stride);
-      } else {
-        if (options.prior_strength > 0) add(options.prior_strength * hidden.degree[row], prior);
-        for (int64_t e = graph.crow[i]; e < graph.crow[i + 1]; ++e)
-          if (fixed[graph.col[e]]) add(double(values[e]), boundary + graph.col[e] * stride);
-      }
-      const bool given = has_initial && !fixed[i];
+      const double pull = spreading ? 0 : options.prior_strength * hidden.degree[row] * scale;
+      const T* own = boundary + i * stride + first;
       for (int64_t c = 0; c < columns; ++c) {
-        b[row * width + c] = T(scale * sum[c]);
-        if (given) x[row * width + c] = T(double(boundary[i * stride + first + c]) / scale);
+        if (spreading && fixed[i]) b[row * width + c] = T((1 - options.alpha) * double(own[c]));
+        if (pull > 0) b[row * width + c] += T(pull * double(prior[first + c]));
+        if (has_initial && !fixed[i]) x[row * width + c] = T(double(own[c]) / scale);
       }
     }
   };

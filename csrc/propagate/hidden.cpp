@@ -39,32 +39,42 @@ Hidden<T> hidden_system(Csr graph, const T* values, const uint8_t* fixed, const 
   const int64_t rows = out.rows();
   out.degree.resize(static_cast<size_t>(rows));
   out.scale.resize(static_cast<size_t>(rows));
-  out.crow.resize(static_cast<size_t>(rows + 1));
+  for (auto* part : {&out.inner, &out.border}) part->crow.assign(static_cast<size_t>(rows + 1), 0);
+  // Calls visit(entry, its part, column there) for the edges of a row that count.
+  const auto each_edge = [&](int64_t row, auto visit) {
+    for (int64_t e = graph.crow[out.node[row]]; e < graph.crow[out.node[row] + 1]; ++e) {
+      const int64_t j = graph.col[e];
+      if (!(values[e] > 0)) continue;
+      if (out.row_of[j] >= 0) visit(e, out.inner, out.row_of[j]);
+      else if (fixed[j]) visit(e, out.border, int32_t(j));
+    }
+  };
 #pragma omp parallel for num_threads(options.threads) schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
     double degree = 0;
-    int64_t count = 0;
-    for (int64_t e = graph.crow[out.node[row]]; e < graph.crow[out.node[row] + 1]; ++e) {
+    each_edge(row, [&](int64_t e, auto& part, int32_t) {
       degree += double(values[e]);
-      count += out.row_of[graph.col[e]] >= 0 && values[e] > 0;
-    }
+      ++part.crow[row + 1];
+    });
     out.degree[row] = degree;
     out.scale[row] = spreading ? 1.0 : 1.0 / std::sqrt(degree * (1 + options.prior_strength));
-    out.crow[row + 1] = count;
   }
-  for (int64_t row = 0; row < rows; ++row) out.crow[row + 1] += out.crow[row];
-  out.col.resize(static_cast<size_t>(out.crow[rows]));
-  out.value.resize(static_cast<size_t>(out.crow[rows]));
+  for (auto* part : {&out.inner, &out.border}) {
+    for (int64_t row = 0; row < rows; ++row) part->crow[row + 1] += part->crow[row];
+    part->col.resize(static_cast<size_t>(part->crow[rows]));
+    part->value.resize(static_cast<size_t>(part->crow[rows]));
+  }
 #pragma omp parallel for num_threads(options.threads) schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
-    int64_t to = out.crow[row];
-    for (int64_t e = graph.crow[out.node[row]]; e < graph.crow[out.node[row] + 1]; ++e) {
-      const int32_t other = out.row_of[graph.col[e]];
-      if (other < 0 || !(values[e] > 0)) continue;
-      out.col[to] = other;
-      out.value[to] = T(spreading ? options.alpha * double(values[e]) : double(values[e]) * out.scale[row] * out.scale[other]);
+    int64_t to_inner = out.inner.crow[row], to_border = out.border.crow[row];
+    each_edge(row, [&](int64_t e, auto& part, int32_t column) {
+      const bool inner = &part == &out.inner;
+      int64_t& to = inner ? to_inner : to_border;
+      const double m = spreading ? options.alpha * double(values[e]) : double(values[e]) * out.scale[row];
+      part.col[to] = column;
+      part.value[to] = T(inner && !spreading ? m * out.scale[column] : m);
       ++to;
-    }
+    });
   }
   return out;
 }

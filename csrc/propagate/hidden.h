@@ -20,12 +20,17 @@ struct Hidden {
   std::vector<int32_t> row_of;  // [n] -> row, or -1
   std::vector<double> degree;   // [rows], D_i
   std::vector<double> scale;    // [rows], s_i
-  std::vector<int64_t> crow;    // [rows + 1]
-  std::vector<int32_t> col;
-  std::vector<T> value;
+  struct Entries {
+    std::vector<int64_t> crow;  // [rows + 1]
+    std::vector<int32_t> col;
+    std::vector<T> value;
+  };
+  Entries inner;   // B; columns are rows of this system
+  Entries border;  // harmonic: s_i M_ij of the fixed neighbours; columns are nodes
 
   int64_t rows() const { return int64_t(node.size()); }
-  System<T> system() const { return {rows(), crow.data(), col.data(), value.data()}; }
+  System<T> system() const { return {rows(), inner.crow.data(), inner.col.data(), inner.value.data()}; }
+  System<T> border_system() const { return {rows(), border.crow.data(), border.col.data(), border.value.data()}; }
 };
 
 inline bool is_spreading(const PropagateOptions& options) { return !std::isnan(options.alpha); }

@@ -15,13 +15,13 @@ constexpr int64_t kPanel = 16;
 // The width of a panel for so many columns; the columns past them hold zeros.
 inline int64_t panel_width(int64_t columns) { return columns <= 4 ? 4 : columns <= 8 ? 8 : kPanel; }
 
-// I - B with B symmetric, without diagonal.
+// Rows of a sparse matrix: the off-diagonal part B of the system I - B (symmetric), or its border, the fixed neighbours.
 template <class T>
 struct System {
   int64_t rows;
   const int64_t* crow;  // [rows + 1]
   const int32_t* col;   // [nnz]
-  const T* value;       // [nnz], entries of B
+  const T* value;       // [nnz]
 };
 
 template <class T>
@@ -31,6 +31,8 @@ struct PanelKernels {
   // out = b - (x - B x), summed in double; dots[c] = sum of out^2.
   void (*residual)(const System<T>& system, int64_t width, const T* b, const T* x, T* out, int64_t begin, int64_t end,
                    double* dots);
+  // out[i, c] = sum over the entries (i, j) of x[j stride + c], c < columns <= width; x need not be a panel.
+  void (*gather)(const System<T>& border, int64_t width, int64_t columns, int64_t stride, const T* x, T* out);
   // e += step p, r -= step q; dots[c] = sum of r^2.
   void (*advance)(int64_t width, const T* step, const T* p, const T* q, T* e, T* r, int64_t begin, int64_t end,
                   double* dots);

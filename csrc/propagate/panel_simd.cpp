@@ -114,6 +114,23 @@ void residual_rows(const System<T>& system, const T* b, const T* x, T* out, int6
 }
 
 template <int N, class T>
+void gather_rows(const System<T>& border, int64_t columns, int64_t stride, const T* x, T* out) {
+  for (int64_t i = 0; i < border.rows; ++i) {
+    T* to = out + i * N;
+    if (columns == N) {
+      Row<T, N> sum = Row<T, N>::zero();
+      for (int64_t e = border.crow[i]; e < border.crow[i + 1]; ++e)
+        sum = sum.plus(border.value[e], Row<T, N>::load(x + int64_t(border.col[e]) * stride));
+      sum.store(to);
+      continue;
+    }
+    for (int l = 0; l < N; ++l) to[l] = 0;
+    for (int64_t e = border.crow[i]; e < border.crow[i + 1]; ++e)
+      for (int64_t c = 0; c < columns; ++c) to[c] += border.value[e] * x[int64_t(border.col[e]) * stride + c];
+  }
+}
+
+template <int N, class T>
 void advance_rows(const T* step, const T* p, const T* q, T* e, T* r, int64_t begin, int64_t end, double* dots) {
   using R = Row<T, N>;
   const R a = R::load(step);
@@ -153,6 +170,13 @@ template <class T>
 void residual(const System<T>& system, int64_t width, const T* b, const T* x, T* out, int64_t begin, int64_t end,
               double* dots) {
 #define GLOSS_CALL(n) residual_rows<n>(system, b, x, out, begin, end, dots)
+  GLOSS_BY_WIDTH(GLOSS_CALL)
+#undef GLOSS_CALL
+}
+
+template <class T>
+void gather(const System<T>& border, int64_t width, int64_t columns, int64_t stride, const T* x, T* out) {
+#define GLOSS_CALL(n) gather_rows<n>(border, columns, stride, x, out)
   GLOSS_BY_WIDTH(GLOSS_CALL)
 #undef GLOSS_CALL
 }
@@ -203,9 +227,9 @@ double dot_differences(int64_t count, const T* a, const T* b, const T* f, const 
 
 }  // namespace
 
-extern const PanelKernels<float> panel_f32 = {multiply<float>, residual<float>, advance<float>,
+extern const PanelKernels<float> panel_f32 = {multiply<float>, residual<float>, gather<float>,         advance<float>,
                                               turn<float>,     dot<float>,      dot_differences<float>};
-extern const PanelKernels<double> panel_f64 = {multiply<double>, residual<double>, advance<double>,
+extern const PanelKernels<double> panel_f64 = {multiply<double>, residual<double>, gather<double>,         advance<double>,
                                                turn<double>,     dot<double>,      dot_differences<double>};
 
 }  // namespace gloss::cpu::GLOSS_ISA

@@ -3,7 +3,6 @@
 #pragma once
 #include <algorithm>
 #include <mutex>
-#include <vector>
 
 #include "hidden.h"
 #include "solver.h"
@@ -24,17 +23,17 @@ int64_t solve_panels(const Hidden<T>& hidden, int64_t num_classes, const Propaga
   Queue queue(panels, 1);
   parallel(side_by_side ? options.threads : 1, [&](int) {
     PanelSolver<T> solver(hidden.system(), options.tol, options.max_iter, side_by_side ? 1 : options.threads);
-    std::vector<T> b, x;
+    Buffer<T> b(hidden.rows() * kPanel), x(hidden.rows() * kPanel);
     double measured[kPanel];
     for (Range range; queue.next(range);) {
       const int64_t first = range.begin * kPanel, columns = std::min(kPanel, num_classes - first);
       const int64_t width = panel_width(columns);
-      b.assign(static_cast<size_t>(hidden.rows() * width), T(0));
-      x.assign(b.size(), T(0));
-      fill(first, columns, width, b.data(), x.data());
-      const int64_t iterations = solver.solve(width, b.data(), x.data(), measured);
+      std::fill_n(b.get(), hidden.rows() * width, T(0));
+      std::fill_n(x.get(), hidden.rows() * width, T(0));
+      fill(first, columns, width, b.get(), x.get());
+      const int64_t iterations = solver.solve(width, b.get(), x.get(), measured);
       std::copy_n(measured, columns, residual + first);
-      take(first, columns, width, x.data());
+      take(first, columns, width, x.get());
       const std::lock_guard<std::mutex> lock(slowest_lock);
       slowest = std::max(slowest, iterations);
     }

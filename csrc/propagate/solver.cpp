@@ -22,7 +22,8 @@ template <class T>
 PanelSolver<T>::PanelSolver(const System<T>& system, double tol, int64_t max_iter, int threads)
     : system_(system), kernels_(panel_kernels<T>()), tol_(tol), max_iter_(max_iter),
       range_(std::max<int64_t>(64, system.rows / 512)), ranges_((system.rows + range_ - 1) / range_),
-      threads_(system.rows * kPanel < kSmall ? 1 : threads) {
+      threads_(system.rows * kPanel < kSmall ? 1 : threads), r_(system.rows * kPanel), p_(system.rows * kPanel),
+      q_(system.rows * kPanel), e_(system.rows * kPanel) {
   // A round aims a little lower, so that the measured residual passes as well.
   target_ = tol * std::max(0.5, 1 - 100 * std::numeric_limits<T>::epsilon() / tol);
 }
@@ -48,8 +49,6 @@ void PanelSolver<T>::sum(int64_t width, Columns sums, const Body& body) {
 
 template <class T>
 int64_t PanelSolver<T>::solve(int64_t width, const T* b, T* x, double* residual) {
-  const size_t size = static_cast<size_t>(system_.rows * width);
-  for (std::vector<T>* panel : {&r_, &p_, &q_, &e_}) panel->resize(size);
   partial_.resize(static_cast<size_t>(ranges_ * width));
 
   Columns squared;
@@ -68,7 +67,7 @@ int64_t PanelSolver<T>::solve(int64_t width, const T* b, T* x, double* residual)
   int64_t iterations = 0;
   for (int round = 0;; ++round) {
     sum(width, squared, [&](int64_t begin, int64_t end, double* dots) {
-      kernels_.residual(system_, width, b, x, r_.data(), begin, end, dots);
+      kernels_.residual(system_, width, b, x, r_.get(), begin, end, dots);
     });
     bool wanted[kPanel] = {}, any = false;
     for (int64_t c = 0; c < width; ++c) {
@@ -89,11 +88,11 @@ void PanelSolver<T>::correct(int64_t width, const Columns squared, const bool* w
   T step[kPanel], beta[kPanel];
   std::copy_n(squared, width, rr);
   std::copy_n(wanted, width, active);
-  std::copy(r_.begin(), r_.end(), p_.begin());
-  std::fill(e_.begin(), e_.end(), T(0));
+  std::copy_n(r_.get(), system_.rows * width, p_.get());
+  std::fill_n(e_.get(), system_.rows * width, T(0));
   while (iterations < max_iter_) {
     sum(width, sums, [&](int64_t begin, int64_t end, double* dots) {
-      kernels_.multiply(system_, width, p_.data(), q_.data(), begin, end, dots);
+      kernels_.multiply(system_, width, p_.get(), q_.get(), begin, end, dots);
     });
     for (int64_t c = 0; c < width; ++c) {
       // p.Ap below the rounding of r.r: a direction that the system cannot tell from a null vector. The column stays
@@ -102,7 +101,7 @@ void PanelSolver<T>::correct(int64_t width, const Columns squared, const bool* w
       step[c] = active[c] ? T(rr[c] / sums[c]) : T(0);
     }
     sum(width, sums, [&](int64_t begin, int64_t end, double* dots) {
-      kernels_.advance(width, step, p_.data(), q_.data(), e_.data(), r_.data(), begin, end, dots);
+      kernels_.advance(width, step, p_.get(), q_.get(), e_.get(), r_.get(), begin, end, dots);
     });
     ++iterations;
     bool any = false;
@@ -114,7 +113,7 @@ void PanelSolver<T>::correct(int64_t width, const Columns squared, const bool* w
     }
     if (!any) break;
     each([&](int64_t begin, int64_t end, int64_t) {
-      kernels_.turn(width, beta, r_.data(), p_.data(), begin, end);
+      kernels_.turn(width, beta, r_.get(), p_.get(), begin, end);
     });
   }
   each([&](int64_t begin, int64_t end, int64_t) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/parallel.h"
 #include "kernels.h"
 
 namespace gloss::cpu {
@@ -34,7 +35,7 @@ class PanelSolver {
   int threads_;
   Columns norm_;                  // |b|
   std::vector<double> partial_;   // [ranges, width]
-  std::vector<T> r_, p_, q_, e_;  // [rows, width]
+  Buffer<T> r_, p_, q_, e_;       // [rows, width]
 };
 
 }  // namespace gloss::cpu
