@@ -130,13 +130,13 @@ cpu::PropagateOptions to_options(const Options& o) {
 
 int64_t propagate(Address crow, Address col, int64_t n, bool is_double, Address values, int64_t num_classes,
                   Address fixed, Address boundary, bool has_initial, Address prior, Options options, Address result,
-                  Address residual, Address reachable) {
+                  Address residual, Address reachable, Address used_tol) {
   py::gil_scoped_release no_gil;
   return by_type(is_double, [&](auto type) {
     using T = decltype(type);
     return cpu::propagate<T>({at<int64_t>(crow), at<int64_t>(col), n}, at<T>(values), num_classes, at<uint8_t>(fixed),
                              at<T>(boundary), has_initial, at<T>(prior), to_options(options), at<T>(result),
-                             at<double>(residual), at<uint8_t>(reachable));
+                             at<double>(residual), at<uint8_t>(reachable), at<double>(used_tol));
   });
 }
 

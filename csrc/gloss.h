@@ -103,7 +103,7 @@ void normalize_edges_backward(Csr graph, const T* values, Normalization mode, co
 struct PropagateOptions {
   double alpha;           // NaN: harmonic solution. Else label spreading with this alpha in (0, 1)
   double prior_strength;  // eps >= 0 of the harmonic solution
-  double tol;             // a column stops when |r| <= tol |b| in the norm of the inverse diagonal
+  double tol;             // a column stops when |r| <= tol |b| in the norm of the inverse diagonal (see propagate)
   int64_t max_iter;
   int threads;
 };
@@ -115,7 +115,10 @@ struct PropagateOptions {
 // that are not reachable become `prior` (spreading: 0) and do not take part.
 // `boundary` holds, on the other rows, the start of the iteration where has_initial is set; else the start is 0. Where
 // the fixed rows sum to 1, so do all rows of the harmonic solution (what the solver's tolerance lacks is made up).
-// Returns the iterations done; residual[c] = |r_c| / |b_c| (0 where b_c = 0).
+// |r| <= tol |b| says little of a component that hangs on the others by a small weight: its right-hand side is small.
+// Its rows then do not sum to 1; so, for the harmonic solution without prior, the solve goes on with a smaller tol while
+// a row lacks more than max(10 tol, 0.01). *used_tol is the last tol, for propagate_backward.
+// Returns the iterations done; residual[c] = |r_c| / |b_c| (0 where b_c = 0), or what a row still lacks if that failed.
 template <class T>
 int64_t propagate(Csr graph, const T* values, int64_t num_classes,
                   const uint8_t* fixed,  // [n]
@@ -125,14 +128,16 @@ int64_t propagate(Csr graph, const T* values, int64_t num_classes,
                   PropagateOptions options,
                   T* result,             // [n, num_classes]
                   double* residual,      // [num_classes]
-                  uint8_t* reachable);   // [n]
+                  uint8_t* reachable,    // [n]
+                  double* used_tol);
 
 // Solves the same system for lam with grad_result (reachable free rows; all reachable rows when spreading) on the right
 // and writes the gradient of the undirected weight, symmetric in (i, j):
 //   harmonic:  grad_ij = -(lam_i - lam_j) . (F_i - F_j) / 2, minus the eps D terms:
 //              each D_i also carries -eps lam_i . (F_i - prior) to every entry of row i (shared with the mirror entry)
 //   spreading: grad_ij = alpha (lam_i . F_j + lam_j . F_i) / 2
-// Returns the iterations done; residual as above.
+// grad_values [crow[n]] comes zeroed; entries without a mirror entry above the diagonal stay so.
+// Returns the iterations done; residual[c] = |r_c| / |b_c|.
 template <class T>
 int64_t propagate_backward(Csr graph, const T* values, int64_t num_classes, const uint8_t* fixed,
                            const uint8_t* reachable, const T* prior, const T* result, const T* grad_result,

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 
 import torch
 
 from . import __version__, available_backends
+from ._dispatch import BACKENDS
 
 
 def main() -> None:
     print(f"gloss_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    wanted = os.environ.get("GLOSS_KERNELS_BACKEND")
+    if wanted:
+        known = "" if wanted in BACKENDS else f" - unknown, use one of {', '.join(BACKENDS)}"
+        print(f"GLOSS_KERNELS_BACKEND={wanted}{known}")
     print("\nbackends")
     for name, (available, detail) in available_backends().items():
         print(f"  {name:<10} {'yes' if available else 'no':<4} {detail}")
     print("\nextras")
     for package, extra in (("faiss", "faiss-cpu or faiss-gpu"), ("triton", "triton"), ("transformers", "demo")):
         found = importlib.util.find_spec(package) is not None
-        print(f"  {package:<14} {'installed' if found else f'not installed (pip install gloss-kernels[{extra}])'}")
+        state = "installed" if found else f"not installed (pip install '.[{extra}]')"
+        print(f"  {package:<14} {state}")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,11 @@ def resolve(backend: str, device: torch.device, *, dense: bool = False) -> str:
 def _cpu() -> BackendStatus:
     if _native.core is None:
         return BackendStatus(False, _native.missing)
-    return BackendStatus(True, f"C++ core, {_native.core.isa()} kernels, {torch.get_num_threads()} threads")
+    try:
+        isa = _native.core.isa()
+    except ValueError as error:  # GLOSS_KERNELS_ISA names a set that is unknown or cannot run here
+        return BackendStatus(False, str(error))
+    return BackendStatus(True, f"C++ core, {isa} kernels, {torch.get_num_threads()} threads")
 
 
 def _cuda() -> BackendStatus:
@@ -79,5 +83,5 @@ def _cuda() -> BackendStatus:
 
 def _triton() -> BackendStatus:
     if importlib.util.find_spec("triton") is None:
-        return BackendStatus(False, "triton is not installed (pip install gloss-kernels[triton])")
+        return BackendStatus(False, "triton is not installed (pip install '.[triton]')")
     return BackendStatus(False, "no Triton kernels in this version yet")

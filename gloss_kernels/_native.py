@@ -35,9 +35,9 @@ _callback = threading.local()
 
 @contextlib.contextmanager
 def progress(report: Callable[[float], object]) -> Iterator[None]:
-    """Within the block, long native calls of this thread call ``report(share_done)`` now and then, share in 0..1.
+    """Within the block, ``cosine_topk`` calls ``report(share_done)`` now and then, share in 0..1, on this thread.
 
-    An exception raised by ``report`` cancels the call and reaches the caller. Ctrl-C cancels in any case.
+    An exception raised by ``report`` cancels the search and reaches the caller; Ctrl-C cancels it in any case.
     """
     before = getattr(_callback, "report", None)
     _callback.report = report
@@ -54,6 +54,13 @@ def matrix(x: Tensor) -> Tensor:
 
 def _view(x: Tensor) -> Any:
     return core.Matrix(x.data_ptr(), _DTYPES[x.dtype], x.shape[0], x.shape[1], x.stride(0))
+
+
+def _is_double(x: Tensor) -> bool:
+    """The core has float32 and float64 forms; anything else would be read with the wrong size."""
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"got {x.dtype}, wants float32 or float64")
+    return x.dtype == torch.float64
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -140,7 +147,7 @@ def combine_edges(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize:
         forward.data_ptr(),
         reverse.data_ptr(),
         _SYMMETRIZE[symmetrize],
-        weights.dtype == torch.float64,
+        _is_double(weights),
         weights.data_ptr(),
         values.data_ptr(),
         torch.get_num_threads(),
@@ -159,7 +166,7 @@ def combine_edges_backward(
         forward.data_ptr(),
         reverse.data_ptr(),
         _SYMMETRIZE[symmetrize],
-        weights.dtype == torch.float64,
+        _is_double(weights),
         weights.data_ptr(),
         grad_values.data_ptr(),
         grad_weights.data_ptr(),
@@ -175,7 +182,7 @@ def normalize_edges(crow: Tensor, col: Tensor, values: Tensor, normalization: st
         crow.data_ptr(),
         col.data_ptr(),
         len(crow) - 1,
-        values.dtype == torch.float64,
+        _is_double(values),
         values.data_ptr(),
         _NORMALIZE[normalization],
         normalized.data_ptr(),
@@ -193,7 +200,7 @@ def normalize_edges_backward(
         crow.data_ptr(),
         col.data_ptr(),
         len(crow) - 1,
-        values.dtype == torch.float64,
+        _is_double(values),
         values.data_ptr(),
         _NORMALIZE[normalization],
         grad_normalized.data_ptr(),
@@ -215,17 +222,18 @@ def propagate(
     prior_strength: float,
     tol: float,
     max_iter: int,
-) -> tuple[Tensor, int, Tensor, Tensor]:
-    """F [n, C], iterations, residual [C], reachable [n] (csrc/gloss.h)."""
+) -> tuple[Tensor, int, Tensor, Tensor, Tensor]:
+    """F [n, C], iterations, residual [C], reachable [n], the tol used [] (csrc/gloss.h)."""
     values, fixed, boundary, prior = (t.contiguous() for t in (values, fixed, boundary, prior))
     result = torch.empty_like(boundary)
     residual = torch.empty(boundary.shape[1], dtype=torch.float64)
     reachable = torch.empty(len(fixed), dtype=torch.bool)
+    used_tol = torch.empty((), dtype=torch.float64)
     iterations = core.propagate(
         crow.data_ptr(),
         col.data_ptr(),
         len(fixed),
-        values.dtype == torch.float64,
+        _is_double(values),
         values.data_ptr(),
         boundary.shape[1],
         fixed.data_ptr(),
@@ -236,8 +244,9 @@ def propagate(
         result.data_ptr(),
         residual.data_ptr(),
         reachable.data_ptr(),
+        used_tol.data_ptr(),
     )
-    return result, iterations, residual, reachable
+    return result, iterations, residual, reachable, used_tol
 
 
 def propagate_backward(
@@ -262,7 +271,7 @@ def propagate_backward(
         crow.data_ptr(),
         col.data_ptr(),
         len(fixed),
-        values.dtype == torch.float64,
+        _is_double(values),
         values.data_ptr(),
         result.shape[1],
         fixed.data_ptr(),

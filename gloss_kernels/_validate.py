@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 from typing import Any
 
 import torch
@@ -16,6 +18,10 @@ def matrix(name: str, x: Any, *, dim: int | None = None) -> Tensor:
         raise TypeError(f"{name}: got {type(x).__name__}, wants a torch.Tensor (torch.as_tensor converts numpy arrays)")
     if x.ndim != 2:
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, wants [rows, dim]")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name}: got layout {x.layout}, wants a dense tensor")
+    if x.device.type == "meta" and not torch.compiler.is_compiling():
+        raise ValueError(f"{name}: is on the meta device, which holds no numbers")
     if x.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: got {x.dtype}, wants float64, float32, float16 or bfloat16")
     if x.shape[1] == 0:
@@ -25,35 +31,45 @@ def matrix(name: str, x: Any, *, dim: int | None = None) -> Tensor:
     return x
 
 
-def integers(name: str, x: Any, shape: tuple[int, ...]) -> Tensor:
+def tensor(name: str, x: Any, shape: tuple[Any, ...], dtype: torch.dtype | None) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: got {type(x).__name__}, wants a torch.Tensor")
-    if x.dtype != torch.int64:
-        raise TypeError(f"{name}: got {x.dtype}, wants int64")
+    if dtype is not None and x.dtype != dtype:
+        raise TypeError(f"{name}: got {x.dtype}, wants {dtype}")
     if tuple(x.shape) != shape:
-        raise ValueError(f"{name}: got shape {tuple(x.shape)}, wants {shape}")
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, wants ({', '.join(map(str, shape))})")
     return x
 
 
-def whole_number(name: str, value: Any, least: int, most: int | None = None) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name}: got {value!r}, wants an int")
-    if value < least or (most is not None and value > most):
-        wanted = f"at least {least}" if most is None else f"{least} to {most}"
-        raise ValueError(f"{name}: got {value}, wants {wanted}")
+def integers(name: str, x: Any, shape: tuple[Any, ...]) -> Tensor:
+    return tensor(name, x, shape, torch.int64)
+
+
+def whole_number(name: str, value: Any, least: int | None = None) -> Any:
+    """An int (numpy's too), at least ``least``."""
+    if isinstance(value, torch.SymInt):
+        return value
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: got {value!r}, wants an int") from None
+    if least is not None and value < least:
+        raise ValueError(f"{name}: got {value}, wants at least {least}")
     return value
 
 
 def number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """A finite real number (numpy's too) in low..high."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: got {value!r}, wants a number")
+    value = float(value)
     above = value > low if open_low else value >= low
-    if not (above and value <= high):
+    if not (above and value <= high) or math.isinf(value):
         wanted = f"a finite number {'above' if open_low else 'of at least'} {low:g}"
         wanted += "" if high == math.inf else f" and at most {high:g}"
         raise ValueError(f"{name}: got {value}, wants {wanted}")
-    if math.isinf(value):
-        raise ValueError(f"{name}: got {value}, wants a finite number")
     return float(value)
 
 

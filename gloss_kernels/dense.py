@@ -58,11 +58,14 @@ def propagate(
     boundary = one_hot(labels, num_classes, adjacency.dtype)
     m = normalize(drop_vanishing(adjacency), normalization if alpha is None else "symmetric")
     f, _, reachable = dense_propagate_op(m, labeled, boundary, -1.0 if alpha is None else alpha)
+    f = f.to(adjacency.dtype)
+    zero = torch.zeros((), dtype=torch.float64, device=f.device)
     if alpha is not None:
         total = f.sum(dim=1, keepdim=True)
         f = torch.where(total > 0, f / torch.where(total > 0, total, 1.0), 1 / num_classes)
-    zero = torch.zeros((), dtype=torch.float64, device=f.device)
-    return Propagation(f, zero.long(), zero, reachable)
+        return Propagation(f, zero.long(), zero, reachable)
+    lacks = (1 - f.sum(dim=1)).abs().amax().double() if len(f) else zero
+    return Propagation(f, zero.long(), lacks.detach(), reachable)
 
 
 # ------------------------------------------------------------------------------------------- operators
@@ -72,28 +75,41 @@ def propagate(
 # Spreading: (I - alpha M) F = (1 - alpha) Y;     dL/dM_ij = alpha Lam_i . F_j
 @torch.library.custom_op("gloss_kernels::dense_propagate", mutates_args=())
 def dense_propagate_op(m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """F [n, C]; the Cholesky factor of the solved block in the corner of [n, n]; reachable [n]."""
+    """F [n, C]; the Cholesky factor of the solved block in the corner of [n, n]; reachable [n].
+
+    In float64 whatever m is: tight clusters that hang together by small weights make a block that float32 takes for
+    singular, or, worse, does not.
+    """
     reachable = _reachable(m, fixed)
     rows = (reachable if alpha >= 0 else reachable & ~fixed).nonzero().squeeze(1)
-    factor = torch.zeros_like(m)
-    f = torch.full_like(boundary, 0.0 if alpha >= 0 else 1 / boundary.shape[1])
-    f[fixed] = boundary[fixed]
+    factor = m.new_zeros(m.shape, dtype=torch.float64)
+    labels = boundary.double()
+    f = torch.full_like(labels, 0.0 if alpha >= 0 else 1 / boundary.shape[1])
+    f[fixed] = labels[fixed]
     if len(rows):
-        block = m[rows][:, rows]
+        wide = m[rows].double()
         if alpha >= 0:
-            scale = None
-            system = -alpha * block
-            right = (1 - alpha) * boundary[rows]
+            system = -alpha * wide[:, rows]
+            right = (1 - alpha) * labels[rows]
         else:
-            scale = m[rows].sum(dim=1).rsqrt()[:, None]
-            system = -(scale * block * scale.T)
-            right = scale * (m[rows] @ boundary)
+            scale = wide.sum(dim=1).rsqrt()[:, None]
+            system = -(scale * wide[:, rows] * scale.T)
+            right = scale * (wide @ labels)
         system.diagonal().add_(1)
         lower = _cholesky(system)
         solution = torch.cholesky_solve(right, lower)
-        f[rows] = solution if scale is None else scale * solution
+        if alpha < 0:
+            solution = _complete(scale * solution, labels[fixed].mean(dim=0))
+        f[rows] = solution
         factor[: len(rows), : len(rows)] = lower
     return f, factor, reachable
+
+
+def _complete(f: Tensor, mean: Tensor) -> Tensor:
+    """Rows of the exact solution sum to 1. What one lacks, where documents hang on the labelled ones by a weight beyond
+    float64, goes to the classes in the proportion they have among the labelled."""
+    f = f.clamp(min=0)
+    return f + (1 - f.sum(dim=1, keepdim=True)).clamp(min=0) * mean
 
 
 def _reachable(m: Tensor, fixed: Tensor) -> Tensor:
@@ -107,19 +123,19 @@ def _reachable(m: Tensor, fixed: Tensor) -> Tensor:
 
 
 def _cholesky(system: Tensor) -> Tensor:
-    """In float64 where rounding makes float32 fail; a last resort of 1e-12 on the unit diagonal for float64."""
+    """Of a positive definite float64 matrix with unit diagonal; 1e-14 and more on it where rounding makes that fail."""
     lower: Tensor
-    lower, info = torch.linalg.cholesky_ex(system)
-    if int(info) != 0:
-        wide = system.double()
-        wide.diagonal().add_(1e-12)
-        lower = torch.linalg.cholesky(wide).to(system.dtype)
-    return lower
+    for jitter in (0.0, 1e-14, 1e-12, 1e-10):
+        lower, info = torch.linalg.cholesky_ex(system + jitter * torch.eye(len(system), dtype=system.dtype).to(system))
+        if int(info) == 0:
+            return lower
+    raise RuntimeError("dense label propagation: the system is not positive definite; raise sigma")
 
 
 @dense_propagate_op.register_fake
 def _(m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    return boundary.new_empty(boundary.shape), m.new_empty(m.shape), fixed.new_empty(fixed.shape)
+    factor = m.new_empty(m.shape, dtype=torch.float64)
+    return factor.new_empty(boundary.shape), factor, fixed.new_empty(fixed.shape)
 
 
 @torch.library.custom_op("gloss_kernels::dense_propagate_backward", mutates_args=())
@@ -129,13 +145,14 @@ def dense_propagate_backward_op(
     rows = (reachable if alpha >= 0 else reachable & ~fixed).nonzero().squeeze(1)
     grad_m = torch.zeros_like(m)
     if len(rows):
-        lower = factor[: len(rows), : len(rows)]
+        lower, grad = factor[: len(rows), : len(rows)], grad_f[rows]
         if alpha >= 0:
-            grad_m[rows] = alpha * (torch.cholesky_solve(grad_f[rows], lower) @ f.T)
+            grad_rows = alpha * (torch.cholesky_solve(grad, lower) @ f.T)
         else:
-            scale = m[rows].sum(dim=1).rsqrt()[:, None]
-            lam = scale * torch.cholesky_solve(scale * grad_f[rows], lower)
-            grad_m[rows] = lam @ f.T - (lam * f[rows]).sum(dim=1, keepdim=True)
+            scale = m[rows].double().sum(dim=1).rsqrt()[:, None]
+            lam = scale * torch.cholesky_solve(scale * grad, lower)
+            grad_rows = lam @ f.T - (lam * f[rows]).sum(dim=1, keepdim=True)
+        grad_m[rows] = grad_rows.to(m.dtype)
     return grad_m
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from . import _dispatch, _native, _validate, reference
 from .topk import TopK, cosine_topk
 
+SMALLEST_SIGMA = 1e-6  # a smaller one overflows 1 / sigma^2 in float32 with room for the gradient
 SYMMETRIZE = ("sum", "union", "mutual", None)
 
 
@@ -104,9 +106,7 @@ class SimilarityGraph(NamedTuple):
             with np.load(path, allow_pickle=False) as file:
                 crow, col, values = (torch.as_tensor(file[name]) for name in cls._fields[:3])
                 symmetric = bool(file["symmetric"])
-        except (KeyError, ValueError, EOFError, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"path: {os.fspath(path)!r} is not a graph saved by SimilarityGraph.save") from error
         graph = cls(crow, col, values, symmetric)
         check_graph("path", graph)
@@ -120,14 +120,23 @@ def check_graph(name: str, graph: Any) -> SimilarityGraph:
     crow, col, values, _ = graph
     for part, x, kinds in (("crow_indices", crow, (torch.int64,)), ("col_indices", col, (torch.int64,)),
                            ("values", values, (torch.float32, torch.float64))):  # fmt: skip
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}.{part}: got {type(x).__name__}, wants a torch.Tensor")
         if x.ndim != 1 or x.dtype not in kinds:
-            raise ValueError(f"{name}.{part}: got {x.dtype} {tuple(x.shape)}, wants a vector of {kinds[-1]}")
+            wanted = " or ".join(map(str, kinds))
+            raise ValueError(f"{name}.{part}: got {x.dtype} {tuple(x.shape)}, wants a vector of {wanted}")
     if len(crow) == 0 or len(col) != len(values):
         raise ValueError(f"{name}: crow_indices [n + 1], col_indices and values [nnz] do not fit together")
     if int(crow[0]) != 0 or int(crow[-1]) != len(col) or bool((crow.diff() < 0).any()):
         raise ValueError(f"{name}.crow_indices: wants numbers that rise from 0 to nnz = {len(col)}")
-    if len(col) and (int(col.min()) < 0 or int(col.max()) >= len(crow) - 1):
+    if not len(col):
+        return graph
+    if int(col.min()) < 0 or int(col.max()) >= len(crow) - 1:
         raise ValueError(f"{name}.col_indices: holds a node outside 0..{len(crow) - 2}")
+    rises = col.diff() > 0
+    rises[crow[1:-1][(crow[1:-1] > 0) & (crow[1:-1] < len(col))] - 1] = True  # from one row to the next they may fall
+    if not bool(rises.all()):
+        raise ValueError(f"{name}.col_indices: a row's columns must rise, without repeats (SimilarityGraph.from_scipy)")
     if not bool((torch.isfinite(values) & (values >= 0)).all()):
         raise ValueError(f"{name}.values: holds a weight that is negative, NaN or Inf, wants weights >= 0")
     return graph
@@ -168,9 +177,9 @@ def similarity_graph(
     _validate.matrix("embeddings", embeddings)
     _validate.choice("symmetrize", symmetrize, SYMMETRIZE)
     if neighbors is None:
-        neighbors = cosine_topk(embeddings, k=n_neighbors, exact=exact, backend=backend)
+        neighbors = neighbors_of(embeddings, n_neighbors, exact=exact, backend=backend)
     else:
-        _check_neighbors(neighbors, embeddings)
+        neighbors = _check_neighbors(neighbors, embeddings)
     chosen = _dispatch.resolve(backend, embeddings.device)
     weights = gaussian_weights(neighbors, sigma)
     if chosen == "reference":
@@ -185,15 +194,16 @@ def gaussian_weights(neighbors: TopK, sigma: float | Tensor) -> Tensor:
     """exp((c - 1) / sigma^2) [n, k] for the neighbours' cosines c; plain torch, so sigma may be learned."""
     c, j = neighbors
     sigma = check_sigma(sigma, len(c))
+    distance = (c - 1).clamp(max=0)  # rounding may give duplicates a cosine above 1
     if isinstance(sigma, Tensor):
         sigma = sigma.to(c)
-        return torch.exp((c - 1) / (sigma**2 if sigma.ndim == 0 else sigma[:, None] * sigma[j]))
-    return torch.exp((c - 1) / sigma**2)
+        return torch.exp(distance / (sigma**2 if sigma.ndim == 0 else sigma[:, None] * sigma[j]))
+    return torch.exp(distance * (1 / sigma**2))
 
 
 def check_sigma(sigma: Any, n: int) -> float | Tensor:
     if not isinstance(sigma, Tensor):
-        return _validate.number("sigma", sigma, 0, open_low=True)
+        return _validate.number("sigma", sigma, SMALLEST_SIGMA)
     if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) != n):
         raise ValueError(f"sigma: got shape {tuple(sigma.shape)}, wants a number, a 0-dim tensor or [{n}]")
     if not sigma.is_floating_point():
@@ -203,13 +213,30 @@ def check_sigma(sigma: Any, n: int) -> float | Tensor:
     return sigma
 
 
-def _check_neighbors(neighbors: Any, embeddings: Tensor) -> None:
+def neighbors_of(embeddings: Tensor, n_neighbors: int, *, exact: bool = True, backend: str = "auto") -> TopK:
+    """cosine_topk of the embeddings among themselves; errors speak of embeddings and n_neighbors."""
+    most = len(embeddings) - 1
+    _validate.whole_number("n_neighbors", n_neighbors, 1)
+    if n_neighbors > most:
+        raise ValueError(f"n_neighbors: got {n_neighbors}, but a document of {most + 1} has only {most} others")
+    try:
+        return cosine_topk(embeddings, k=n_neighbors, exact=exact, backend=backend)
+    except ValueError as error:
+        raise ValueError(str(error).replace("queries: row", "embeddings: row")) from None
+
+
+def _check_neighbors(neighbors: Any, embeddings: Tensor) -> TopK:
     if not (isinstance(neighbors, tuple) and len(neighbors) == 2 and all(isinstance(x, Tensor) for x in neighbors)):
         raise TypeError(f"neighbors: got {type(neighbors).__name__}, wants TopK(values, indices)")
     values, indices = neighbors
     if values.ndim != 2 or len(values) != len(embeddings):
         raise ValueError(f"neighbors.values: got shape {tuple(values.shape)}, wants [{len(embeddings)}, k]")
+    if values.dtype not in _validate.FLOAT_DTYPES:
+        raise TypeError(f"neighbors.values: got {values.dtype}, wants a floating dtype")
     _validate.integers("neighbors.indices", indices, tuple(values.shape))
+    _validate.same_device("neighbors.values", values, embeddings)
+    _validate.same_device("neighbors.indices", indices, embeddings)
+    return TopK(values.to(_native.compute_dtype(embeddings)), indices)
 
 
 def _reference_graph(indices: Tensor, weights: Tensor, symmetrize: str | None) -> SimilarityGraph:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from . import _dispatch, _validate, dense, reference
-from .graph import check_sigma, combine_edges_op, gaussian_weights, knn_structure_op
+from .graph import SMALLEST_SIGMA, check_sigma, combine_edges_op, gaussian_weights, knn_structure_op, neighbors_of
 from .propagate import Propagation, check_labels, check_options, solve
 from .sigma import HEURISTICS, estimate_sigma
-from .topk import TopK, _check_finite, cosine_topk
+from .topk import check_finite
 
 TARGETS = ("nll", "paper")
 SMOOTHING = 0.01  # of target="nll": keeps -log finite where no label of the true class arrives
@@ -77,7 +77,7 @@ class GLoss(nn.Module):
         elif isinstance(sigma, Tensor):
             check_sigma(sigma, sigma.numel())
         else:
-            sigma = _validate.number("sigma", sigma, 0, open_low=True)
+            sigma = _validate.number("sigma", sigma, SMALLEST_SIGMA)
         if isinstance(sigma, Tensor) and not isinstance(sigma, nn.Parameter):
             self.register_buffer("sigma", sigma)
         else:
@@ -88,7 +88,9 @@ class GLoss(nn.Module):
         self.target = _validate.choice("target", target, TARGETS)
         _check_class_weight(class_weight, self.num_classes)
         self.register_buffer("class_weight", class_weight)
-        self.ignore_index = ignore_index
+        self.ignore_index = _validate.whole_number("ignore_index", ignore_index)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator: got {type(generator).__name__}, wants a torch.Generator")
         self.generator = generator
         self.backend = _validate.choice("backend", backend, _dispatch.BACKENDS)
         self.last: Propagation | None = None
@@ -175,7 +177,7 @@ def draw_hidden(known: Tensor, labeled_fraction: float, generator: torch.Generat
     device = known.device if generator is None else generator.device
     keys = torch.rand(known.shape, generator=generator, device=device).to(known.device)
     rank = torch.where(known, keys, 2.0).argsort().argsort()
-    keep = torch.ceil(known.sum() * labeled_fraction - 1e-6)  # 0.1 * 30 is 3.0000000000000004
+    keep = torch.ceil(known.sum().double() * labeled_fraction - 1e-6)  # 0.1 * 30 is 3.0000000000000004
     return known & (rank >= keep)
 
 
@@ -196,15 +198,14 @@ def _g_loss(
     backend: str,
 ) -> tuple[Tensor, Propagation]:
     n = len(embeddings)
-    if not isinstance(hide_mask, Tensor) or hide_mask.dtype != torch.bool or tuple(hide_mask.shape) != (n,):
-        raise ValueError(f"hide_mask: wants a bool tensor of shape [{n}]")
+    _validate.tensor("hide_mask", hide_mask, (n,), torch.bool)
     check_labels("labels", labels, num_classes, ignore_index)
     labels = torch.where(labels == ignore_index, -1, labels)
     visible = torch.where(hide_mask, -1, labels)
     is_dense = n_neighbors is None or n - 1 <= n_neighbors
     chosen = _dispatch.resolve(backend, embeddings.device, dense=is_dense)
     if is_dense and not torch.compiler.is_compiling() and embeddings.device.type == "cpu":
-        _check_finite("embeddings", embeddings)  # the sparse path's search does it
+        check_finite("embeddings", embeddings)  # the sparse path's search does it
     with torch.autocast(embeddings.device.type, enabled=False):
         if isinstance(sigma, str):
             sigma = estimate_sigma(sigma, embeddings, visible)
@@ -249,7 +250,7 @@ def _sparse(
     backend: str,
 ) -> Propagation:
     """similarity_graph and propagate_labels without the trimming of padded edges: no shape depends on the data."""
-    neighbors: TopK = cosine_topk(embeddings, k=n_neighbors, backend=backend)
+    neighbors = neighbors_of(embeddings, n_neighbors, backend=backend)
     crow, col, forward, reverse = knn_structure_op(neighbors.indices, "sum")
     values = combine_edges_op(gaussian_weights(neighbors, sigma), forward, reverse, "sum")
     prior = values.new_full((num_classes,), 1 / num_classes)
@@ -284,6 +285,7 @@ def _check_class_weight(weight: Any, num_classes: int) -> None:
     if weight is None:
         return
     if not isinstance(weight, Tensor) or tuple(weight.shape) != (num_classes,) or not weight.is_floating_point():
-        raise ValueError(f"class_weight: wants a floating tensor of shape [{num_classes}]")
+        got = f"{weight.dtype} {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"class_weight: got {got}, wants a floating tensor of shape [{num_classes}]")
     if not all(math.isfinite(w) and w >= 0 for w in weight.tolist()):
         raise ValueError("class_weight: holds a number that is negative, NaN or Inf")

@@ -59,12 +59,15 @@ def propagate_labels(
         num_classes: C; default labels.max() + 1.
         alpha: None for the harmonic solution; in (0, 1) for label spreading (Zhou et al. 2004),
             (1 - alpha) (I - alpha D^-1/2 A D^-1/2)^-1 Y with rows scaled to sum 1. Then normalization and
-            prior_strength are not used.
+            prior_strength are not used, and a document so far from the labels that its row sums to less than
+            10 tol (1 - alpha) counts as not reachable.
         normalization: "row" M = A, the paper's equation; "paper" what its published code computes (symmetric, then
             column, then row normalisation).
         prior_strength: eps >= 0 pulls towards the prior: (D (1 + eps) - M) F = M Y + eps D prior.
         prior: float [C], sums to 1; what documents without a path to a label receive. Default uniform.
-        tol: a class is done when its residual is at most tol times its right-hand side (norms weighted by D^-1).
+        tol: a class is done when its residual is at most tol times its right-hand side (norms weighted by D^-1). The
+            harmonic solve goes on past that while a row sums to less than 1 by more than max(10 tol, 0.01): documents
+            that hang on the others by a small weight need it.
         max_iter: steps at most; not converging is warned of and stands in ``residual``.
         initial: float [n, C], a start for the unlabelled rows, such as an earlier result.
         backend: "auto", "cpu", "cuda", "triton" or "reference".
@@ -90,8 +93,10 @@ def propagate_labels(
     check_options(alpha, normalization, tol, max_iter)
     _validate.number("prior_strength", prior_strength, 0)
     prior = _check_prior(prior, num_classes, graph.values)
-    if initial is not None and tuple(initial.shape) != (n, num_classes):
-        raise ValueError(f"initial: got shape {tuple(initial.shape)}, wants [{n}, {num_classes}]")
+    if initial is not None:
+        _validate.tensor("initial", initial, (n, num_classes), None)
+        if not bool(torch.isfinite(initial).all()):
+            raise ValueError("initial: holds NaN or Inf")
     chosen = _dispatch.resolve(backend, graph.values.device)
     if chosen == "reference":
         return _reference(graph, labels, num_classes, alpha, normalization, prior_strength, prior)
@@ -124,8 +129,9 @@ def _check_prior(prior: Tensor | None, num_classes: int, like: Tensor) -> Tensor
     if prior is None:
         return like.new_full((num_classes,), 1 / num_classes)
     if not isinstance(prior, Tensor) or tuple(prior.shape) != (num_classes,):
-        raise ValueError(f"prior: wants a tensor of shape [{num_classes}]")
-    if bool((prior < 0).any()) or abs(float(prior.sum()) - 1) > 1e-3:
+        got = tuple(prior.shape) if isinstance(prior, Tensor) else type(prior).__name__
+        raise ValueError(f"prior: got {got}, wants a tensor of shape [{num_classes}]")
+    if not (bool((prior >= 0).all()) and abs(float(prior.sum()) - 1) <= 1e-3):
         raise ValueError("prior: wants numbers >= 0 that sum to 1")
     return prior.detach().to(like)
 
@@ -165,12 +171,14 @@ def solve(
     values = drop_vanishing(values)
     normalized = values if how == "row" else normalize_edges_op(crow, col, values, how)
     options = (-1.0 if alpha is None else float(alpha), float(prior_strength), float(tol), max_iter)
-    f, iterations, residual, reachable = propagate_op(
+    f, iterations, residual, reachable, _ = propagate_op(
         crow, col, normalized, labeled, boundary, initial is not None, prior, *options
     )
-    if alpha is not None:
+    if alpha is not None:  # a document whose share of the labels is below the solver's error has none to speak of
         total = f.sum(dim=1, keepdim=True)
-        f = torch.where(total > 0, f / torch.where(total > 0, total, 1.0), prior)
+        known = total > 10 * tol * (1 - alpha)
+        f = torch.where(known, f / torch.where(known, total, 1.0), prior)
+        reachable = reachable & known.squeeze(1)
     return Propagation(f, iterations, residual.amax(), reachable)
 
 
@@ -241,12 +249,12 @@ def propagate_op(
     prior_strength: float,
     tol: float,
     max_iter: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    f, iterations, residual, reachable = _native.propagate(
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    f, iterations, residual, reachable, used_tol = _native.propagate(
         crow, col, values, fixed, boundary, has_initial, prior, _optional(alpha), prior_strength, tol, max_iter
     )
-    _warn_unless_converged("propagate_labels", residual, tol, iterations)
-    return f, torch.tensor(iterations), residual, reachable
+    _warn_unless_converged("propagate_labels", residual, max(tol, float(used_tol)))
+    return f, torch.tensor(iterations), residual, reachable, used_tol
 
 
 @propagate_op.register_fake
@@ -262,13 +270,14 @@ def _(
     prior_strength: float,
     tol: float,
     max_iter: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     residual = boundary.new_empty(boundary.shape[1], dtype=torch.float64)
     return (
         boundary.new_empty(boundary.shape),
         crow.new_empty(()),
         residual,
         fixed.new_empty(fixed.shape, dtype=torch.bool),
+        residual.new_empty(()),
     )
 
 
@@ -282,15 +291,17 @@ def propagate_backward_op(
     reachable: Tensor,
     prior: Tensor,
     result: Tensor,
+    used_tol: Tensor,
     alpha: float,
     prior_strength: float,
-    tol: float,
     max_iter: int,
 ) -> Tensor:
-    grad_values, iterations, residual = _native.propagate_backward(
+    # float32 cannot hold a solution to much less than 1e-6; what the forward solve reached is enough for the adjoint.
+    tol = max(float(used_tol), 1e-14 if values.dtype == torch.float64 else 2e-6)
+    grad_values, _, residual = _native.propagate_backward(
         grad_result, crow, col, values, fixed, reachable, prior, result, _optional(alpha), prior_strength, tol, max_iter
     )
-    _warn_unless_converged("the gradient of propagate_labels", residual, tol, iterations)
+    _warn_unless_converged("the gradient of propagate_labels", residual, 10 * tol)
     return grad_values
 
 
@@ -304,19 +315,20 @@ def _(
     reachable: Tensor,
     prior: Tensor,
     result: Tensor,
+    used_tol: Tensor,
     alpha: float,
     prior_strength: float,
-    tol: float,
     max_iter: int,
 ) -> Tensor:
     return values.new_empty(values.shape)
 
 
 def _propagate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    crow, col, values, fixed, _boundary, _has_initial, prior, *ctx.options = inputs
-    result, iterations, residual, reachable = output
-    ctx.save_for_backward(crow, col, values, fixed, reachable, prior, result)
-    ctx.mark_non_differentiable(iterations, residual, reachable)
+    crow, col, values, fixed, _boundary, _has_initial, prior, alpha, prior_strength, _tol, max_iter = inputs
+    result, iterations, residual, reachable, used_tol = output
+    ctx.options = (alpha, prior_strength, max_iter)
+    ctx.save_for_backward(crow, col, values, fixed, reachable, prior, result, used_tol)
+    ctx.mark_non_differentiable(iterations, residual, reachable, used_tol)
 
 
 def _propagate_backward(ctx: Any, grad_result: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -331,11 +343,10 @@ def _optional(alpha: float) -> float | None:
     return None if alpha < 0 else alpha
 
 
-def _warn_unless_converged(what: str, residual: Tensor, tol: float, iterations: int) -> None:
-    worst = float(residual.amax()) if len(residual) else 0.0
-    if not worst <= tol:
+def _warn_unless_converged(what: str, residual: Tensor, tol: float) -> None:
+    if len(residual) and not float(residual.amax()) <= tol:  # the text has no numbers, so that Python shows it once
         warnings.warn(
-            f"gloss_kernels: {what} stopped after {iterations} steps at residual {worst:.1e}, tol is {tol:.1e}; "
-            "raise max_iter, tol or prior_strength, or use float64",
+            f"gloss_kernels: {what} did not converge (see Propagation.residual); raise max_iter, tol or "
+            "prior_strength, or use float64",
             stacklevel=2,
         )

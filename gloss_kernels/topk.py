@@ -41,7 +41,7 @@ def cosine_topk(
         k: neighbours a row, 1 to m (m - 1 if exclude_self).
         exclude_self: leave out corpus row i for query i, by index (duplicates stay). Default: True iff corpus is None.
         exact: True gives the exact neighbours: in float64, each selected cosine is at least each unselected one minus
-            2e-6. False is reserved for approximate search through :class:`NeighborIndex` and raises here.
+            2e-6. False is reserved for approximate search and raises for now.
         backend: "auto", "cpu", "cuda", "triton" or "reference".
         hint: int64 [n, any], indices of probably near rows (an earlier graph), -1 for none. It makes the search
             faster and never changes the result.
@@ -71,20 +71,24 @@ def cosine_topk(
         note = ", itself left out" if exclude_self else ""
         raise ValueError(f"k: got {k}, but a row has only {candidates} candidates (corpus of {rows} rows{note})")
     if not exact:
-        raise ValueError("exact: got False; this function is exact, approximate search goes through NeighborIndex")
+        raise ValueError("exact: got False; approximate search is not there yet")
     if hint is not None:
-        _validate.integers("hint", hint, (len(queries), hint.shape[-1]))
+        columns = hint.shape[-1] if isinstance(hint, Tensor) and hint.ndim == 2 else "any"
+        _validate.tensor("hint", hint, (len(queries), columns), torch.int64)
     chosen = _dispatch.resolve(backend, queries.device)
+    if len(queries) == 0:
+        values = queries.new_empty((0, k), dtype=_native.compute_dtype(queries))
+        return TopK(values, values.new_empty((0, k), dtype=torch.int64))
     if chosen == "reference":
-        _check_finite("queries", queries)
+        check_finite("queries", queries)
         if corpus is not None:
-            _check_finite("corpus", corpus)
+            check_finite("corpus", corpus)
         values, indices = reference.cosine_topk(queries, corpus, k, exclude_self)
         return TopK(values.to(_native.compute_dtype(queries)), indices)
     return TopK(*cosine_topk_op(queries, corpus, k, exclude_self, hint))
 
 
-def _check_finite(name: str, x: Tensor) -> None:
+def check_finite(name: str, x: Tensor) -> None:
     bad = ~torch.isfinite(x).all(dim=1)
     if bool(bad.any()):
         raise ValueError(f"{name}: row {int(bad.nonzero()[0])} holds NaN or Inf")

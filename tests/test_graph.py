@@ -72,6 +72,33 @@ def test_given_neighbors(backend: str) -> None:
     assert x.grad is not None and (x.grad != 0).any()
 
 
+def test_given_neighbors_of_another_dtype() -> None:
+    x = documents(400, 8)
+    found = cosine_topk(x, k=6)
+    halved = similarity_graph(x, neighbors=found._replace(values=found.values.half()))
+    assert halved.values.dtype == torch.float32
+    torch.testing.assert_close(halved.values, similarity_graph(x, neighbors=found).values, rtol=0, atol=1e-2)
+    with pytest.raises(TypeError, match=r"^neighbors.values: got torch.int64"):
+        similarity_graph(x, neighbors=found._replace(values=found.values.long()))
+    with pytest.raises(TypeError, match="float16"):
+        combine_edges_op(found.values.half(), found.indices[0], found.indices[0], "sum")
+
+
+def test_bad_arguments_are_named() -> None:
+    x = documents(10, 4)
+    bad = x.clone()
+    bad[3, 0] = torch.nan
+    for match, call in [
+        ("^n_neighbors: got 50", lambda: similarity_graph(x, 50)),
+        ("^embeddings: row 3 holds NaN", lambda: similarity_graph(bad, 3)),
+        ("^symmetrize", lambda: similarity_graph(x, 3, symmetrize="mean")),
+        ("^sigma", lambda: similarity_graph(x, 3, sigma=-1)),
+        ("^sigma", lambda: similarity_graph(x, 3, sigma=torch.ones(4))),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            call()
+
+
 def test_conversions(tmp_path) -> None:
     scipy_sparse = pytest.importorskip("scipy.sparse")
     graph = similarity_graph(documents(40, 6), 5)

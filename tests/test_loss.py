@@ -74,6 +74,7 @@ def test_all_hidden_none_hidden(n_neighbors: int | None, backend: str) -> None:
         assert x.grad.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:gloss_kernels")  # weights of 1e-30 are beyond float32, and it says so
 @pytest.mark.parametrize("n_neighbors", NEIGHBORS)
 def test_zero_rows_and_duplicates(n_neighbors: int | None) -> None:
     x, labels, hidden = batch(40)
@@ -85,6 +86,7 @@ def test_zero_rows_and_duplicates(n_neighbors: int | None) -> None:
     assert loss.isfinite() and x.grad is not None and x.grad.isfinite().all() and (x.grad[1:3] == 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:gloss_kernels")
 @pytest.mark.parametrize("n_neighbors", NEIGHBORS)
 @pytest.mark.parametrize("sigma", [0.02, 0.05])
 def test_weights_that_underflow(sigma: float, n_neighbors: int | None) -> None:
@@ -110,11 +112,37 @@ def test_unlabeled_documents_take_part_and_are_not_scored() -> None:
         torch.testing.assert_close(loss.double(), expected, rtol=0, atol=1e-5)
 
 
+def test_tight_clusters_at_small_sigma() -> None:
+    """One cluster has all its labels hidden and hangs on the others by weights of exp(-0.65 / sigma^2)."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.tensor([[1.0, 0.1, 0.35], [0.1, 1.0, 0.0], [0.35, 0.0, 1.0]])
+    x = torch.linalg.cholesky((centers + centers.T) / 2)[torch.arange(90) % 3]
+    x = torch.cat([x, torch.zeros(90, 20)], dim=1) + 0.01 * torch.randn(90, 23, generator=generator)
+    labels = torch.tensor([0, 1, 0])[torch.arange(90) % 3]
+    hidden = torch.arange(90) % 3 == 2
+    for sigma in (0.3, 0.2):  # at 0.15 the weights between clusters are 3e-13: the end of float64
+        loss_fn = GLoss(2, sigma=sigma)
+        y = x.clone().requires_grad_()
+        loss_fn(y, labels, hidden).backward()
+        wide = x.double().requires_grad_()
+        truth_fn = GLoss(2, sigma=sigma, backend="reference")
+        truth_fn(wide, labels, hidden).backward()
+        assert loss_fn.last is not None and truth_fn.last is not None
+        p, truth = loss_fn.last.probabilities[hidden], truth_fn.last.probabilities[hidden]
+        assert (truth[:, 0] > 0.95).all()
+        torch.testing.assert_close(p.double(), truth, rtol=0, atol=1e-3)
+        torch.testing.assert_close(y.grad.double(), wide.grad, rtol=0, atol=1e-3 * wide.grad.abs().max().item())
+
+
 def test_drawn_hidden_documents() -> None:
     known = torch.arange(100) % 10 != 0  # 90 of 100
     for fraction, keep in ((0.7, 63), (0.0, 0), (1.0, 90), (0.5, 45), (0.01, 1), (0.1, 9)):
         hidden = draw_hidden(known, fraction)
         assert int((known & ~hidden).sum()) == keep and not (hidden & ~known).any()
+    for m in range(1, 400):
+        for percent in (10, 30, 50, 70, 90):
+            kept = m - int(draw_hidden(torch.ones(m, dtype=torch.bool), percent / 100).sum())
+            assert kept == -(-m * percent // 100)
     first, again, other = (draw_hidden(known, 0.5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
@@ -210,10 +238,14 @@ def test_bad_arguments_are_named() -> None:
         (ValueError, "^labels: document 3 has label 3", lambda: GLoss(3)(x, labels)),
         (ValueError, "^labels: document 2 has label -7", lambda: GLoss(4)(x, wrong)),
         (ValueError, "^embeddings: row 4 holds NaN", lambda: GLoss(4)(bad_row, labels)),
-        (ValueError, "row 4 holds NaN", lambda: GLoss(4, n_neighbors=3)(bad_row, labels)),
+        (ValueError, "^embeddings: row 4 holds NaN", lambda: GLoss(4, n_neighbors=3)(bad_row, labels)),
         (ValueError, "^embeddings: got shape", lambda: GLoss(4)(x[0], labels)),
         (TypeError, "^embeddings: got torch.int64", lambda: GLoss(4)(x.long(), labels)),
         (ValueError, "^hide_mask", lambda: GLoss(4)(x, labels, hidden[:3])),
+        (TypeError, "^hide_mask", lambda: GLoss(4)(x, labels, hidden.long())),
+        (TypeError, "^ignore_index", lambda: GLoss(4, ignore_index="a")),
+        (TypeError, "^generator", lambda: GLoss(4, generator=3)),
+        (ValueError, "^sigma", lambda: GLoss(4, sigma=1e-200)),
         (RuntimeError, "backend='triton' cannot run here", lambda: GLoss(4, backend="triton")(x, labels)),
         (RuntimeError, "backend='cuda' cannot run here", lambda: GLoss(4, backend="cuda")(x, labels)),
     ]:  # fmt: skip

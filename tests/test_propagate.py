@@ -144,13 +144,31 @@ def test_vanishing_weights(weight: float, backend: str) -> None:
     bridge = (graph.row_indices < 4) != (graph.col_indices < 4)
     values = torch.where(bridge, weight, graph.values).requires_grad_()
     labels = torch.tensor([0, 1, -1, -1, -1, -1, -1, -1])
-    result = propagate_labels(graph._replace(values=values), labels, 2, backend=backend)
-    torch.testing.assert_close(result.probabilities.sum(dim=1), torch.ones(8))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this gradient is beyond the arithmetic is warned of
+        warnings.simplefilter("ignore")  # that this is beyond the arithmetic is warned of
+        result = propagate_labels(graph._replace(values=values), labels, 2, backend=backend)
+        torch.testing.assert_close(result.probabilities.sum(dim=1), torch.ones(8))
         result.probabilities[:, 0].sum().backward()
     assert values.grad is not None and values.grad.isfinite().all()
     assert bool(result.reachable[7]) == (weight >= 1e-32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_component_on_a_thin_bridge(dtype: torch.dtype, backend: str) -> None:
+    """20 documents that hang on class 1 by one small weight are of class 1, however small their right-hand side."""
+    a = torch.zeros(60, 60, dtype=dtype)
+    for block in range(3):
+        a[20 * block : 20 * block + 20, 20 * block : 20 * block + 20] = 1
+    bridge = 1e-5 if dtype == torch.float64 else 1e-2  # among weights that sum to 380
+    a[5, 45] = a[45, 5] = bridge
+    a[25, 46] = a[46, 25] = bridge / 1000
+    graph = from_dense(a.fill_diagonal_(0))
+    labels = torch.full((60,), -1)
+    labels[20:40], labels[:20] = 0, 1
+    result = propagate_labels(graph, labels, 2, backend=backend)
+    truth = propagate_labels(graph, labels, 2, backend="reference")
+    torch.testing.assert_close(result.probabilities, truth.probabilities, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -160,7 +178,7 @@ def test_warm_start_and_not_converging(backend: str) -> None:
     cold = propagate_labels(graph, labels, 6, tol=1e-5, backend=backend)
     warm = propagate_labels(graph, labels, 6, tol=1e-5, initial=cold.probabilities, backend=backend)
     assert cold.iterations > 5 and warm.iterations <= 2
-    with pytest.warns(UserWarning, match="stopped after 2 steps"):
+    with pytest.warns(UserWarning, match="did not converge"):
         short = propagate_labels(graph, labels, 6, tol=1e-5, max_iter=2, backend=backend)
     assert short.iterations == 2 and short.residual > 1e-5
 
@@ -196,6 +214,10 @@ def test_equals_scikit_learn() -> None:
 def test_bad_arguments_are_named() -> None:
     graph, labels = graph_of(10, 3, torch.float32), torch.zeros(10, dtype=torch.int64)
     wrong = labels.index_fill(0, torch.tensor([3]), 7)
+    swapped = graph.col_indices.clone()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    unsorted = graph._replace(col_indices=swapped)
+    not_a_number = torch.full((10, 2), torch.nan)
     shifted = graph._replace(col_indices=graph.col_indices + 5)
     directed = similarity_graph(documents(10, 4), 3, symmetrize=None)
     for error, match, call in [
@@ -213,6 +235,10 @@ def test_bad_arguments_are_named() -> None:
         (ValueError, "^initial", lambda: propagate_labels(graph, labels, 2, initial=torch.zeros(3, 2))),
         (ValueError, "^backend", lambda: propagate_labels(graph, labels, backend="gpu")),
         (ValueError, "col_indices", lambda: propagate_labels(shifted, labels)),
+        (ValueError, "columns must rise", lambda: propagate_labels(unsorted, labels)),
+        (ValueError, "^initial: holds NaN", lambda: propagate_labels(graph, labels, 2, initial=not_a_number)),
+        (ValueError, "^prior:", lambda: propagate_labels(graph, labels, 2, prior=torch.full((2,), torch.nan))),
+        (TypeError, "^initial", lambda: propagate_labels(graph, labels, 2, initial=[1])),
         (ValueError, "values", lambda: propagate_labels(graph._replace(values=-graph.values), labels)),
     ]:  # fmt: skip
         with pytest.raises(error, match=match):

@@ -8,6 +8,7 @@ std::string problem() {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaSuccess && count > 0) return "";
   (void)cudaGetLastError();
+  if (status == cudaErrorInsufficientDriver) return "there is no NVIDIA driver, or one older than this build needs";
   return status == cudaSuccess ? "no GPU is visible" : cudaGetErrorString(status);
 }
 

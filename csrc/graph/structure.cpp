@@ -67,12 +67,11 @@ Reversed reversed_edges(const int64_t* indices, int64_t n, int64_t k, int thread
   Reversed out;
   out.begin.assign(static_cast<size_t>(n + 1), 0);
   out.edges.resize(static_cast<size_t>(n * k));
+  for (auto& counts : next) counts.assign(static_cast<size_t>(n), 0);  // here: nothing may throw in a parallel region
   const auto first = [&](int64_t part) { return n * part / parts; };
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int64_t part = 0; part < parts; ++part) {
-    next[part].assign(static_cast<size_t>(n), 0);
+  for (int64_t part = 0; part < parts; ++part)
     for (int64_t e = first(part) * k; e < first(part + 1) * k; ++e) ++next[part][indices[e]];
-  }
   int64_t total = 0;
   for (int64_t j = 0; j < n; ++j) {
     out.begin[j] = total;

@@ -35,9 +35,9 @@ struct Hidden {
 
 inline bool is_spreading(const PropagateOptions& options) { return !std::isnan(options.alpha); }
 
-// reachable[i]: a path of positive weights leads from i to a fixed row.
+// reachable[i]: a path of positive weights leads from i to a fixed row. The graph is symmetric.
 template <class T>
-void find_reachable(Csr graph, const T* values, const uint8_t* fixed, uint8_t* reachable);
+void find_reachable(Csr graph, const T* values, const uint8_t* fixed, uint8_t* reachable, int threads);
 
 template <class T>
 Hidden<T> hidden_system(Csr graph, const T* values, const uint8_t* fixed, const uint8_t* reachable,
