@@ -26,12 +26,12 @@ def unit_rows(x: Tensor) -> Tensor:
 def adjacency(embeddings: Tensor, sigma: float | Tensor) -> Tensor:
     """exp((c_ij - 1) / sigma^2) with a zero diagonal, [n, n]; sigma a number, 0-dim or [n] (then sigma_i sigma_j)."""
     u = unit_rows(embeddings)
+    distance = (u @ u.T - 1).clamp(max=0)  # rounding may give duplicates a cosine above 1
     if isinstance(sigma, Tensor):
         sigma = sigma.to(u)
-        squared = sigma**2 if sigma.ndim == 0 else sigma[:, None] * sigma[None, :]
-        weights = torch.exp((u @ u.T - 1) / squared)
+        weights = torch.exp(distance / (sigma**2 if sigma.ndim == 0 else sigma[:, None] * sigma[None, :]))
     else:
-        weights = torch.exp((u @ u.T - 1) * (1 / sigma**2))
+        weights = torch.exp(distance * (1 / sigma**2))
     return weights.masked_fill(torch.eye(len(u), dtype=torch.bool, device=u.device), 0.0)
 
 
@@ -57,15 +57,12 @@ def propagate(
     labeled = labels >= 0
     boundary = one_hot(labels, num_classes, adjacency.dtype)
     m = normalize(drop_vanishing(adjacency), normalization if alpha is None else "symmetric")
-    f, _, reachable = dense_propagate_op(m, labeled, boundary, -1.0 if alpha is None else alpha)
+    f, _, reachable, lacks = dense_propagate_op(m, labeled, boundary, -1.0 if alpha is None else alpha)
     f = f.to(adjacency.dtype)
-    zero = torch.zeros((), dtype=torch.float64, device=f.device)
     if alpha is not None:
         total = f.sum(dim=1, keepdim=True)
         f = torch.where(total > 0, f / torch.where(total > 0, total, 1.0), 1 / num_classes)
-        return Propagation(f, zero.long(), zero, reachable)
-    lacks = (1 - f.sum(dim=1)).abs().amax().double() if len(f) else zero
-    return Propagation(f, zero.long(), lacks.detach(), reachable)
+    return Propagation(f, torch.zeros_like(lacks, dtype=torch.int64), lacks, reachable)
 
 
 # ------------------------------------------------------------------------------------------- operators
@@ -74,8 +71,10 @@ def propagate(
 #   dL/dM_ij = Lam_i . (F_j - F_i)
 # Spreading: (I - alpha M) F = (1 - alpha) Y;     dL/dM_ij = alpha Lam_i . F_j
 @torch.library.custom_op("gloss_kernels::dense_propagate", mutates_args=())
-def dense_propagate_op(m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """F [n, C]; the Cholesky factor of the solved block in the corner of [n, n]; reachable [n].
+def dense_propagate_op(
+    m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """F [n, C]; the Cholesky factor of the solved block in the corner of [n, n]; reachable [n]; what a row lacked [].
 
     In float64 whatever m is: tight clusters that hang together by small weights make a block that float32 takes for
     singular, or, worse, does not.
@@ -86,6 +85,7 @@ def dense_propagate_op(m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float)
     labels = boundary.double()
     f = torch.full_like(labels, 0.0 if alpha >= 0 else 1 / boundary.shape[1])
     f[fixed] = labels[fixed]
+    lacks = factor.new_zeros(())
     if len(rows):
         wide = m[rows].double()
         if alpha >= 0:
@@ -99,17 +99,15 @@ def dense_propagate_op(m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float)
         lower = _cholesky(system)
         solution = torch.cholesky_solve(right, lower)
         if alpha < 0:
-            solution = _complete(scale * solution, labels[fixed].mean(dim=0))
+            solution = (scale * solution).clamp(min=0)
+            lack = 1 - solution.sum(dim=1, keepdim=True)
+            lacks = lack.abs().amax()
+            # Exact rows sum to 1. What one lacks, where documents hang on the labelled ones by a weight beyond float64,
+            # goes to the classes in the proportion they have among the labelled.
+            solution = solution + lack.clamp(min=0) * labels[fixed].mean(dim=0)
         f[rows] = solution
         factor[: len(rows), : len(rows)] = lower
-    return f, factor, reachable
-
-
-def _complete(f: Tensor, mean: Tensor) -> Tensor:
-    """Rows of the exact solution sum to 1. What one lacks, where documents hang on the labelled ones by a weight beyond
-    float64, goes to the classes in the proportion they have among the labelled."""
-    f = f.clamp(min=0)
-    return f + (1 - f.sum(dim=1, keepdim=True)).clamp(min=0) * mean
+    return f, factor, reachable, lacks
 
 
 def _reachable(m: Tensor, fixed: Tensor) -> Tensor:
@@ -133,9 +131,9 @@ def _cholesky(system: Tensor) -> Tensor:
 
 
 @dense_propagate_op.register_fake
-def _(m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     factor = m.new_empty(m.shape, dtype=torch.float64)
-    return factor.new_empty(boundary.shape), factor, fixed.new_empty(fixed.shape)
+    return factor.new_empty(boundary.shape), factor, fixed.new_empty(fixed.shape), factor.new_empty(())
 
 
 @torch.library.custom_op("gloss_kernels::dense_propagate_backward", mutates_args=())
@@ -163,9 +161,9 @@ def _(grad_f: Tensor, m: Tensor, fixed: Tensor, f: Tensor, factor: Tensor, reach
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     m, fixed, _, ctx.alpha = inputs
-    f, factor, reachable = output
+    f, factor, reachable, lacks = output
     ctx.save_for_backward(m, fixed, f, factor, reachable)
-    ctx.mark_non_differentiable(factor, reachable)
+    ctx.mark_non_differentiable(factor, reachable, lacks)
 
 
 def _backward(ctx: Any, grad_f: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:

@@ -20,7 +20,8 @@ class Propagation(NamedTuple):
     Attributes:
         probabilities: float [n, C], rows sum to 1 (to tol). Labelled rows are one-hot (harmonic solution).
         iterations: int64 [], conjugate-gradient steps of the slowest class (0: a direct solve).
-        residual: float64 [], the largest relative residual of a class.
+        residual: float64 [], the largest relative residual of a class; of the dense loss (a direct solve), how much a
+            row's sum differed from 1.
         reachable: bool [n], whether a labelled document can be reached; other rows hold the prior.
     """
 
