@@ -1,0 +1,90 @@
+// The C++ API of the CUDA core, built where nvcc was found (macro GLOSS_CUDA). The functions do what their namesakes of
+// gloss.h do; here is what differs.
+//
+// All pointers are device pointers and the work is queued on queue.stream. Nothing waits for it, except where said.
+// The caller owns every buffer; `workspace` is device memory, aligned to 256 bytes, of the size that the function
+// NAME_workspace with the same arguments returns. Results do not depend on timing: the same input gives the same bits.
+// The emulator (csrc/emulator) builds the same sources as C++, with host pointers and without a queue.
+#pragma once
+#include "gloss.h"
+
+namespace gloss::cuda {
+
+struct Queue {
+  int device;
+  void* stream;  // cudaStream_t
+};
+
+// Why no kernel can run on this machine ("no driver", "no GPU"), or "" if one can.
+std::string problem();
+
+// ---------------------------------------------------------------------------------------------- topk
+// out[i] = in[i] / |in[i]| in out_dtype, norms[i] = |in[i]|, residuals[i] = |unit row - out[i]| rounded up (null if not
+// wanted). A zero row stays zero. First step of topk: the residuals bound the error of cosines of the rounded rows.
+void normalize_rows(MatrixView in, void* out, DType out_dtype, float* norms, float* residuals, Queue queue);
+
+// Written on the device; reading it is up to the caller.
+struct TopkStatus {
+  int64_t bad_query_row;   // first row that holds NaN or Inf, or -1. Its values come out NaN, its indices valid.
+  int64_t bad_corpus_row;  // likewise; a corpus row with NaN or Inf is nobody's neighbour while others are left
+  int64_t candidates;      // entries that passed the filter and were scored again
+  int64_t recomputed_rows; // rows that could not be certified and were redone exactly
+};
+int64_t cosine_topk_workspace(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, int64_t hint_k);
+void cosine_topk(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, const int64_t* hint,
+                 int64_t hint_k, void* values, int64_t* indices, TopkStatus* status, void* workspace, Queue queue);
+
+template <class T>
+int64_t cosine_topk_backward_workspace(MatrixView queries, MatrixView corpus, int64_t k);
+template <class T>
+void cosine_topk_backward(MatrixView queries, MatrixView corpus, int64_t k, const int64_t* indices,
+                          const T* grad_values, T* grad_queries, T* grad_corpus, void* workspace, Queue queue);
+
+// --------------------------------------------------------------------------------------------- graph
+// An index outside 0..n-1, i itself, or a repeat in row i is left out (the CPU throws).
+int64_t knn_structure_workspace(int64_t n, int64_t k, Symmetrize mode);
+void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode, int64_t* crow, int64_t* col,
+                   int64_t* forward, int64_t* reverse, void* workspace, Queue queue);
+
+template <class T>
+void combine_edges(int64_t nnz, const int64_t* forward, const int64_t* reverse, Symmetrize mode, const T* weights,
+                   T* values, Queue queue);
+template <class T>
+void combine_edges_backward(int64_t nnz, int64_t num_weights, const int64_t* forward, const int64_t* reverse,
+                            Symmetrize mode, const T* weights, const T* grad_values, T* grad_weights, Queue queue);
+
+// `capacity` is the length of graph.col and the values: entries past crow[n] are padding and come out 0.
+template <class T>
+int64_t normalize_edges_workspace(int64_t n, int64_t capacity, Normalization mode);
+template <class T>
+void normalize_edges(Csr graph, int64_t capacity, const T* values, Normalization mode, T* normalized, void* workspace,
+                     Queue queue);
+template <class T>
+int64_t normalize_edges_backward_workspace(int64_t n, int64_t capacity, Normalization mode);
+template <class T>
+void normalize_edges_backward(Csr graph, int64_t capacity, const T* values, Normalization mode,
+                              const T* grad_normalized, T* grad_values, void* workspace, Queue queue);
+
+// ----------------------------------------------------------------------------------------- propagate
+// options.threads is not used. The iteration stops when every column has converged: the host looks at a flag that
+// arrives some iterations late, so it waits for the device now and then but never drains it. While the stream is being
+// captured into a graph no flag is read: max_iter iterations are queued, and those past convergence do nothing.
+// residual [num_classes], iterations, used_tol: on the device.
+template <class T>
+int64_t propagate_workspace(int64_t n, int64_t capacity, int64_t num_classes);
+template <class T>
+void propagate(Csr graph, int64_t capacity, const T* values, int64_t num_classes, const uint8_t* fixed,
+               const T* boundary, bool has_initial, const T* prior, cpu::PropagateOptions options, T* result,
+               double* residual, uint8_t* reachable, double* used_tol, int64_t* iterations, void* workspace,
+               Queue queue);
+
+// tol: on the device, the used_tol of propagate; raised to what T can hold (2e-6 for float, 1e-14 for double).
+template <class T>
+int64_t propagate_backward_workspace(int64_t n, int64_t capacity, int64_t num_classes);
+template <class T>
+void propagate_backward(Csr graph, int64_t capacity, const T* values, int64_t num_classes, const uint8_t* fixed,
+                        const uint8_t* reachable, const T* prior, const T* result, const T* grad_result,
+                        cpu::PropagateOptions options, const double* tol, T* grad_values, double* residual,
+                        int64_t* iterations, void* workspace, Queue queue);
+
+}  // namespace gloss::cuda
