@@ -7,7 +7,7 @@ Four stages, the same four names on every floor::
 
 from . import sigma
 from ._dispatch import BackendStatus, available_backends
-from ._native import progress
+from ._native import progress, topk_statistics
 from .graph import SimilarityGraph, similarity_graph
 from .loss import GLoss, g_loss
 from .propagate import Propagation, propagate_labels
@@ -29,4 +29,5 @@ __all__ = [
     "propagate_labels",
     "sigma",
     "similarity_graph",
+    "topk_statistics",
 ]

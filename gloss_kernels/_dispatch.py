@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from . import _native, _validate
+from . import _cpu, _cuda, _native, _validate
+from ._kernels import Kernels
 
+_KERNELS: dict[str, Kernels] = {"cpu": _cpu, "cuda": _cuda}
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 
 
@@ -26,9 +28,9 @@ def available_backends() -> dict[str, BackendStatus]:
     ``python -m gloss_kernels`` prints it.
     """
     return {
-        "cpu": _cpu(),
-        "cuda": _cuda(),
-        "triton": _triton(),
+        "cpu": _cpu_status(),
+        "cuda": _cuda_status(),
+        "triton": _triton_status(),
         "reference": BackendStatus(True, "dense float64 torch"),
     }
 
@@ -47,19 +49,27 @@ def resolve(backend: str, device: torch.device, *, dense: bool = False) -> str:
     if backend == "auto" and dense:
         return "torch"
     if backend == "auto":
-        backend = "cpu" if device.type == "cpu" else "reference"
+        backend = "cpu" if device.type == "cpu" else "cuda" if device.type == "cuda" and _has_cuda() else "reference"
     if backend == "reference":
         return backend
-    runs = backend == "cpu" and _native.core is not None  # no native call here: torch.compile traces this
-    if not runs:
+    if not (_native.core is not None if backend == "cpu" else backend == "cuda" and (_has_cuda() or _native.emulated)):
         raise RuntimeError(f"backend={backend!r} cannot run here: {available_backends()[backend].detail}")
-    wanted_device = "cpu" if backend == "cpu" else "cuda"
-    if device.type != wanted_device:
-        raise ValueError(f"backend={backend!r} wants tensors on {wanted_device}, got {device}")
+    takes = ["cpu"] if backend == "cpu" else ["cuda"] * _has_cuda() + ["cpu"] * (_native.emulated is not None)
+    if device.type not in takes:
+        raise ValueError(f"backend={backend!r} wants tensors on {' or '.join(takes)}, got {device}")
     return backend
 
 
-def _cpu() -> BackendStatus:
+def kernels(backend: str) -> Kernels:
+    """The kernels of a backend that resolve() returned."""
+    return _KERNELS[backend]
+
+
+def _has_cuda() -> bool:  # no call of the core: torch.compile traces this
+    return bool(_native.cuda_architectures) and torch.cuda.is_available()
+
+
+def _cpu_status() -> BackendStatus:
     if _native.core is None:
         return BackendStatus(False, _native.missing)
     try:
@@ -69,19 +79,21 @@ def _cpu() -> BackendStatus:
     return BackendStatus(True, f"C++ core, {isa} kernels, {torch.get_num_threads()} threads")
 
 
-def _cuda() -> BackendStatus:
+def _cuda_status() -> BackendStatus:
     if _native.core is None:
         return BackendStatus(False, _native.missing)
-    built = _native.core.cuda_architectures()
+    emulated = "; emulated on the CPU, for tests" if _native.emulated else ""
+    built = _native.cuda_architectures
     if not built:
-        return BackendStatus(False, "this build has no CUDA core (nvcc was not found, or GLOSS_KERNELS_CUDA=0)")
-    problem = _native.core.cuda_problem()
-    if problem:
-        return BackendStatus(False, f"built for {built}, but {problem}")
-    return BackendStatus(False, f"built for {built}: only normalize_rows so far, the four stages follow")
+        detail = "this build has no CUDA core (nvcc was not found, or GLOSS_KERNELS_CUDA=0)"
+    elif _native.core.cuda_problem():
+        detail = f"built for {built}, but {_native.core.cuda_problem()}"
+    else:
+        return BackendStatus(True, f"built for {built}{emulated}")
+    return BackendStatus(bool(_native.emulated), detail + emulated)
 
 
-def _triton() -> BackendStatus:
+def _triton_status() -> BackendStatus:
     if importlib.util.find_spec("triton") is None:
         return BackendStatus(False, "triton is not installed (pip install '.[triton]')")
     return BackendStatus(False, "no Triton kernels in this version yet")

@@ -184,9 +184,9 @@ def similarity_graph(
     weights = gaussian_weights(neighbors, sigma)
     if chosen == "reference":
         return _reference_graph(neighbors.indices, weights, symmetrize)
-    crow, col, forward, reverse = knn_structure_op(neighbors.indices, symmetrize or "none")
+    crow, col, forward, reverse = knn_structure_op(neighbors.indices, symmetrize or "none", chosen)
     nnz = int(crow[-1])
-    values = combine_edges_op(weights, forward[:nnz].clone(), reverse[:nnz].clone(), symmetrize or "none")
+    values = combine_edges_op(weights, forward[:nnz].clone(), reverse[:nnz].clone(), symmetrize or "none", chosen)
     return SimilarityGraph(crow, col[:nnz].clone(), values, symmetrize is not None)
 
 
@@ -257,48 +257,48 @@ def _mode(symmetrize: str) -> str | None:
     return None if symmetrize == "none" else symmetrize
 
 
-@torch.library.custom_op("gloss_kernels::knn_structure", mutates_args=(), device_types="cpu")
-def knn_structure_op(indices: Tensor, symmetrize: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _native.knn_structure(indices, _mode(symmetrize))
+@torch.library.custom_op("gloss_kernels::knn_structure", mutates_args=())
+def knn_structure_op(indices: Tensor, symmetrize: str, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _dispatch.kernels(backend).knn_structure(indices, _mode(symmetrize))
 
 
 @knn_structure_op.register_fake
-def _(indices: Tensor, symmetrize: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(indices: Tensor, symmetrize: str, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, k = indices.shape
     capacity = _native.structure_capacity(n, k, _mode(symmetrize))
     col, forward, reverse = (indices.new_empty(capacity) for _ in range(3))
     return indices.new_empty(n + 1), col, forward, reverse
 
 
-@torch.library.custom_op("gloss_kernels::combine_edges", mutates_args=(), device_types="cpu")
-def combine_edges_op(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str) -> Tensor:
-    return _native.combine_edges(weights, forward, reverse, _mode(symmetrize))
+@torch.library.custom_op("gloss_kernels::combine_edges", mutates_args=())
+def combine_edges_op(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str) -> Tensor:
+    return _dispatch.kernels(backend).combine_edges(weights, forward, reverse, _mode(symmetrize))
 
 
 @combine_edges_op.register_fake
-def _(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str) -> Tensor:
+def _(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str) -> Tensor:
     return weights.new_empty(forward.shape)
 
 
-@torch.library.custom_op("gloss_kernels::combine_edges_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("gloss_kernels::combine_edges_backward", mutates_args=())
 def combine_edges_backward_op(
-    grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str
+    grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str
 ) -> Tensor:
-    return _native.combine_edges_backward(grad_values, weights, forward, reverse, _mode(symmetrize))
+    return _dispatch.kernels(backend).combine_edges_backward(grad_values, weights, forward, reverse, _mode(symmetrize))
 
 
 @combine_edges_backward_op.register_fake
-def _(grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str) -> Tensor:
+def _(grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str) -> Tensor:
     return weights.new_empty(weights.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    weights, forward, reverse, ctx.symmetrize = inputs
+    weights, forward, reverse, ctx.symmetrize, ctx.backend = inputs
     ctx.save_for_backward(weights, forward, reverse)
 
 
 def _backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor | None, ...]:
-    return combine_edges_backward_op(grad_values, *ctx.saved_tensors, ctx.symmetrize), None, None, None
+    return combine_edges_backward_op(grad_values, *ctx.saved_tensors, ctx.symmetrize, ctx.backend), *(None,) * 4
 
 
 combine_edges_op.register_autograd(_backward, setup_context=_setup)

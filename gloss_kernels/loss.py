@@ -221,7 +221,7 @@ def _g_loss(
         else:
             assert n_neighbors is not None
             propagation = _sparse(
-                embeddings, visible, num_classes, n_neighbors, sigma, normalization, alpha, tol, max_iter, backend
+                embeddings, visible, num_classes, n_neighbors, sigma, normalization, alpha, tol, max_iter, chosen
             )
         scored = hide_mask & (labels >= 0)
         if chosen == "reference":
@@ -251,12 +251,12 @@ def _sparse(
 ) -> Propagation:
     """similarity_graph and propagate_labels without the trimming of padded edges: no shape depends on the data."""
     neighbors = neighbors_of(embeddings, n_neighbors, backend=backend)
-    crow, col, forward, reverse = knn_structure_op(neighbors.indices, "sum")
-    values = combine_edges_op(gaussian_weights(neighbors, sigma), forward, reverse, "sum")
+    crow, col, forward, reverse = knn_structure_op(neighbors.indices, "sum", backend)
+    values = combine_edges_op(gaussian_weights(neighbors, sigma), forward, reverse, "sum", backend)
     prior = values.new_full((num_classes,), 1 / num_classes)
     return solve(
         crow, col, values, labels, num_classes, alpha=alpha, normalization=normalization, prior_strength=0.0,
-        prior=prior, tol=tol, max_iter=max_iter,
+        prior=prior, tol=tol, max_iter=max_iter, backend=backend,
     )  # fmt: skip
 
 

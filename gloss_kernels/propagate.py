@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _dispatch, _native, _validate, reference
+from . import _convergence, _dispatch, _native, _validate, reference
 from .graph import SimilarityGraph, check_graph
 
 NORMALIZATIONS = ("row", "paper")
@@ -104,7 +103,7 @@ def propagate_labels(
     return solve(
         graph.crow_indices, graph.col_indices, graph.values, labels, num_classes, alpha=alpha,
         normalization=normalization, prior_strength=prior_strength, prior=prior, tol=tol, max_iter=max_iter,
-        initial=initial,
+        initial=initial, backend=chosen,
     )  # fmt: skip
 
 
@@ -162,6 +161,7 @@ def solve(
     tol: float,
     max_iter: int,
     initial: Tensor | None = None,
+    backend: str,
 ) -> Propagation:
     """propagate_labels after its checks; shapes depend on n, nnz and C only, so torch.compile can trace it."""
     labeled = labels >= 0
@@ -170,10 +170,10 @@ def solve(
         boundary = torch.where(labeled[:, None], boundary, initial.detach().to(values.dtype))
     how = normalization if alpha is None else "symmetric"
     values = drop_vanishing(values)
-    normalized = values if how == "row" else normalize_edges_op(crow, col, values, how)
+    normalized = values if how == "row" else normalize_edges_op(crow, col, values, how, backend)
     options = (-1.0 if alpha is None else float(alpha), float(prior_strength), float(tol), max_iter)
     f, iterations, residual, reachable, _ = propagate_op(
-        crow, col, normalized, labeled, boundary, initial is not None, prior, *options
+        crow, col, normalized, labeled, boundary, initial is not None, prior, *options, backend
     )
     if alpha is not None:  # a document whose share of the labels is below the solver's error has none to speak of
         total = f.sum(dim=1, keepdim=True)
@@ -202,42 +202,43 @@ def _reference(
 
 
 # ------------------------------------------------------------------------------------------- operators
-@torch.library.custom_op("gloss_kernels::normalize_edges", mutates_args=(), device_types="cpu")
-def normalize_edges_op(crow: Tensor, col: Tensor, values: Tensor, normalization: str) -> Tensor:
-    return _native.normalize_edges(crow, col, values, normalization)
+@torch.library.custom_op("gloss_kernels::normalize_edges", mutates_args=())
+def normalize_edges_op(crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str) -> Tensor:
+    return _dispatch.kernels(backend).normalize_edges(crow, col, values, normalization)
 
 
 @normalize_edges_op.register_fake
-def _(crow: Tensor, col: Tensor, values: Tensor, normalization: str) -> Tensor:
+def _(crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str) -> Tensor:
     return values.new_empty(values.shape)
 
 
-@torch.library.custom_op("gloss_kernels::normalize_edges_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("gloss_kernels::normalize_edges_backward", mutates_args=())
 def normalize_edges_backward_op(
-    grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normalization: str
+    grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str
 ) -> Tensor:
-    return _native.normalize_edges_backward(grad_normalized, crow, col, values, normalization)
+    return _dispatch.kernels(backend).normalize_edges_backward(grad_normalized, crow, col, values, normalization)
 
 
 @normalize_edges_backward_op.register_fake
-def _(grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normalization: str) -> Tensor:
+def _(grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str) -> Tensor:
     return values.new_empty(values.shape)
 
 
 def _normalize_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:3])
-    ctx.normalization = inputs[3]
+    ctx.normalization, ctx.backend = inputs[3:]
 
 
 def _normalize_backward(ctx: Any, grad_normalized: Tensor) -> tuple[Tensor | None, ...]:
-    return None, None, normalize_edges_backward_op(grad_normalized, *ctx.saved_tensors, ctx.normalization), None
+    grad_values = normalize_edges_backward_op(grad_normalized, *ctx.saved_tensors, ctx.normalization, ctx.backend)
+    return None, None, grad_values, None, None
 
 
 normalize_edges_op.register_autograd(_normalize_backward, setup_context=_normalize_setup)
 
 
 # alpha < 0 stands for None, since an operator's schema has no optional float default that every torch reads the same.
-@torch.library.custom_op("gloss_kernels::propagate", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("gloss_kernels::propagate", mutates_args=())
 def propagate_op(
     crow: Tensor,
     col: Tensor,
@@ -250,12 +251,13 @@ def propagate_op(
     prior_strength: float,
     tol: float,
     max_iter: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    f, iterations, residual, reachable, used_tol = _native.propagate(
+    f, iterations, residual, reachable, used_tol = _dispatch.kernels(backend).propagate(
         crow, col, values, fixed, boundary, has_initial, prior, _optional(alpha), prior_strength, tol, max_iter
     )
-    _warn_unless_converged("propagate_labels", residual, max(tol, float(used_tol)))
-    return f, torch.tensor(iterations), residual, reachable, used_tol
+    _convergence.check("propagate_labels", residual, used_tol)
+    return f, iterations, residual, reachable, used_tol
 
 
 @propagate_op.register_fake
@@ -271,6 +273,7 @@ def _(
     prior_strength: float,
     tol: float,
     max_iter: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     residual = boundary.new_empty(boundary.shape[1], dtype=torch.float64)
     return (
@@ -282,7 +285,7 @@ def _(
     )
 
 
-@torch.library.custom_op("gloss_kernels::propagate_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("gloss_kernels::propagate_backward", mutates_args=())
 def propagate_backward_op(
     grad_result: Tensor,
     crow: Tensor,
@@ -296,13 +299,14 @@ def propagate_backward_op(
     alpha: float,
     prior_strength: float,
     max_iter: int,
+    backend: str,
 ) -> Tensor:
-    # float32 cannot hold a solution to much less than 1e-6; what the forward solve reached is enough for the adjoint.
-    tol = max(float(used_tol), 1e-14 if values.dtype == torch.float64 else 2e-6)
-    grad_values, _, residual = _native.propagate_backward(
-        grad_result, crow, col, values, fixed, reachable, prior, result, _optional(alpha), prior_strength, tol, max_iter
-    )
-    _warn_unless_converged("the gradient of propagate_labels", residual, 10 * tol)
+    grad_values, residual = _dispatch.kernels(backend).propagate_backward(
+        grad_result, crow, col, values, fixed, reachable, prior, result, used_tol, _optional(alpha), prior_strength,
+        max_iter,
+    )  # fmt: skip
+    limit = 10 * used_tol.clamp(min=_native.finest_tol(values))
+    _convergence.check("the gradient of propagate_labels", residual, limit)
     return grad_values
 
 
@@ -320,21 +324,22 @@ def _(
     alpha: float,
     prior_strength: float,
     max_iter: int,
+    backend: str,
 ) -> Tensor:
     return values.new_empty(values.shape)
 
 
 def _propagate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    crow, col, values, fixed, _boundary, _has_initial, prior, alpha, prior_strength, _tol, max_iter = inputs
+    crow, col, values, fixed, _boundary, _has_initial, prior, alpha, prior_strength, _tol, max_iter, backend = inputs
     result, iterations, residual, reachable, used_tol = output
-    ctx.options = (alpha, prior_strength, max_iter)
+    ctx.options = (alpha, prior_strength, max_iter, backend)
     ctx.save_for_backward(crow, col, values, fixed, reachable, prior, result, used_tol)
     ctx.mark_non_differentiable(iterations, residual, reachable, used_tol)
 
 
 def _propagate_backward(ctx: Any, grad_result: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     grad_values = propagate_backward_op(grad_result, *ctx.saved_tensors, *ctx.options)
-    return None, None, grad_values, *(None,) * 8
+    return None, None, grad_values, *(None,) * 9
 
 
 propagate_op.register_autograd(_propagate_backward, setup_context=_propagate_setup)
@@ -342,12 +347,3 @@ propagate_op.register_autograd(_propagate_backward, setup_context=_propagate_set
 
 def _optional(alpha: float) -> float | None:
     return None if alpha < 0 else alpha
-
-
-def _warn_unless_converged(what: str, residual: Tensor, tol: float) -> None:
-    if len(residual) and not float(residual.amax()) <= tol:  # the text has no numbers, so that Python shows it once
-        warnings.warn(
-            f"gloss_kernels: {what} did not converge (see Propagation.residual); raise max_iter, tol or "
-            "prior_strength, or use float64",
-            stacklevel=2,
-        )

@@ -85,7 +85,7 @@ def cosine_topk(
             check_finite("corpus", corpus)
         values, indices = reference.cosine_topk(queries, corpus, k, exclude_self)
         return TopK(values.to(_native.compute_dtype(queries)), indices)
-    return TopK(*cosine_topk_op(queries, corpus, k, exclude_self, hint))
+    return TopK(*cosine_topk_op(queries, corpus, k, exclude_self, hint, chosen))
 
 
 def check_finite(name: str, x: Tensor) -> None:
@@ -95,21 +95,22 @@ def check_finite(name: str, x: Tensor) -> None:
 
 
 # ------------------------------------------------------------------------------------------- operators
-@torch.library.custom_op("gloss_kernels::cosine_topk", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("gloss_kernels::cosine_topk", mutates_args=())
 def cosine_topk_op(
-    queries: Tensor, corpus: Tensor | None, k: int, exclude_self: bool, hint: Tensor | None
+    queries: Tensor, corpus: Tensor | None, k: int, exclude_self: bool, hint: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
-    values, indices, _ = _native.cosine_topk(queries.detach(), _detached(corpus), k, exclude_self, hint)
-    return values, indices
+    return _dispatch.kernels(backend).cosine_topk(queries.detach(), _detached(corpus), k, exclude_self, hint)
 
 
 @cosine_topk_op.register_fake
-def _(queries: Tensor, corpus: Tensor | None, k: int, exclude_self: bool, hint: Tensor | None) -> tuple[Tensor, Tensor]:
+def _(
+    queries: Tensor, corpus: Tensor | None, k: int, exclude_self: bool, hint: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
     values = queries.new_empty((queries.shape[0], k), dtype=_native.compute_dtype(queries))
     return values, values.new_empty(values.shape, dtype=torch.int64)
 
 
-@torch.library.custom_op("gloss_kernels::cosine_topk_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("gloss_kernels::cosine_topk_backward", mutates_args=())
 def cosine_topk_backward_op(
     grad_values: Tensor,
     queries: Tensor,
@@ -117,8 +118,10 @@ def cosine_topk_backward_op(
     indices: Tensor,
     need_queries: bool,
     need_corpus: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    grads = _native.cosine_topk_backward(queries, corpus, indices, grad_values, (need_queries, need_corpus))
+    kernels, need = _dispatch.kernels(backend), (need_queries, need_corpus)
+    grads = kernels.cosine_topk_backward(queries, corpus, indices, grad_values, need)
     return grads[0].to(queries.dtype), grads[1].to(queries.dtype)
 
 
@@ -130,6 +133,7 @@ def _(
     indices: Tensor,
     need_queries: bool,
     need_corpus: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     return (
         queries.new_empty(queries.shape if need_queries else (0,)),
@@ -138,7 +142,7 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    queries, corpus, *_ = inputs
+    queries, corpus, *_, ctx.backend = inputs
     ctx.save_for_backward(queries, corpus, output[1])
     ctx.mark_non_differentiable(output[1])
 
@@ -147,9 +151,9 @@ def _backward(ctx: Any, grad_values: Tensor, _grad_indices: Tensor) -> tuple[Ten
     queries, corpus, indices = ctx.saved_tensors
     need_queries, need_corpus = ctx.needs_input_grad[0], corpus is not None and ctx.needs_input_grad[1]
     grad_queries, grad_corpus = cosine_topk_backward_op(
-        grad_values, queries, corpus, indices, need_queries, need_corpus
+        grad_values, queries, corpus, indices, need_queries, need_corpus, ctx.backend
     )
-    return (grad_queries if need_queries else None), (grad_corpus if need_corpus else None), None, None, None
+    return (grad_queries if need_queries else None), (grad_corpus if need_corpus else None), *(None,) * 4
 
 
 cosine_topk_op.register_autograd(_backward, setup_context=_setup)

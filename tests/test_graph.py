@@ -81,7 +81,7 @@ def test_given_neighbors_of_another_dtype() -> None:
     with pytest.raises(TypeError, match=r"^neighbors.values: got torch.int64"):
         similarity_graph(x, neighbors=found._replace(values=found.values.long()))
     with pytest.raises(TypeError, match="float16"):
-        combine_edges_op(found.values.half(), found.indices[0], found.indices[0], "sum")
+        combine_edges_op(found.values.half(), found.indices[0], found.indices[0], "sum", "cpu")
 
 
 def test_bad_arguments_are_named() -> None:
@@ -130,15 +130,17 @@ def test_conversions(tmp_path) -> None:
 )
 def test_bad_neighbors_are_named(indices: list[list[int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        knn_structure_op(torch.tensor(indices), "sum")
+        knn_structure_op(torch.tensor(indices), "sum", "cpu")
 
 
 @pytest.mark.parametrize("symmetrize", ["none", "sum", "union", "mutual"])
 def test_opcheck(symmetrize: str) -> None:
     indices = cosine_topk(documents(20, 5), k=4).indices
-    torch.library.opcheck(knn_structure_op, (indices, symmetrize))
-    crow, _, forward, reverse = knn_structure_op(indices, symmetrize)
+    torch.library.opcheck(knn_structure_op, (indices, symmetrize, "cpu"))
+    crow, _, forward, reverse = knn_structure_op(indices, symmetrize, "cpu")
     nnz = int(crow[-1])
     for dtype in (torch.float64, torch.float32):
         weights = torch.rand(20, 4, dtype=dtype, requires_grad=True)
-        torch.library.opcheck(combine_edges_op, (weights, forward[:nnz].clone(), reverse[:nnz].clone(), symmetrize))
+        torch.library.opcheck(
+            combine_edges_op, (weights, forward[:nnz].clone(), reverse[:nnz].clone(), symmetrize, "cpu")
+        )

@@ -250,12 +250,25 @@ def test_opcheck(dtype: torch.dtype) -> None:
     graph, labels = graph_of(30, 4, dtype), labels_for(30, 3, 0.5)
     values = graph.values.clone().requires_grad_()
     for how in ("row", "symmetric", "paper"):
-        torch.library.opcheck(normalize_edges_op, (graph.crow_indices, graph.col_indices, values, how))
+        torch.library.opcheck(normalize_edges_op, (graph.crow_indices, graph.col_indices, values, how, "cpu"))
     boundary = torch.nn.functional.one_hot(labels.clamp(min=0), 3).to(dtype)
     prior = torch.full((3,), 1 / 3, dtype=dtype)
     values = (values.detach() / 10).requires_grad_()  # I - alpha M must be positive definite
     for alpha in (-1.0, 0.5):
         torch.library.opcheck(
             propagate_op,
-            (graph.crow_indices, graph.col_indices, values, labels >= 0, boundary, False, prior, alpha, 0.1, 1e-6, 200),
+            (
+                graph.crow_indices,
+                graph.col_indices,
+                values,
+                labels >= 0,
+                boundary,
+                False,
+                prior,
+                alpha,
+                0.1,
+                1e-6,
+                200,
+                "cpu",
+            ),
         )

@@ -213,4 +213,4 @@ def test_zero_row_has_no_gradient(backend: str) -> None:
 def test_opcheck(dtype: torch.dtype, grad_corpus: bool) -> None:
     x = documents(20, 6, dtype).requires_grad_()
     corpus = documents(15, 6, dtype, seed=2).requires_grad_() if grad_corpus else None
-    torch.library.opcheck(cosine_topk_op, (x, corpus, 4, corpus is None, None))
+    torch.library.opcheck(cosine_topk_op, (x, corpus, 4, corpus is None, None, "cpu"))
