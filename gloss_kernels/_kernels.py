@@ -1,4 +1,4 @@
-"""What a backend with kernels offers: the shape of the modules _cpu.py and _cuda.py. csrc/gloss.h says what each does."""
+"""What a backend with kernels offers, the shape of _cpu.py and _cuda.py. csrc/gloss.h says what each function does."""
 
 from __future__ import annotations
 
