@@ -153,6 +153,40 @@ int64_t propagate_backward(Address crow, Address col, int64_t n, bool is_double,
   });
 }
 
+void dense_unit_rows(int64_t n, int64_t cols, bool is_double, Address x, Address unit, Address inverse_norms,
+                     int threads) {
+  py::gil_scoped_release no_gil;
+  by_type(is_double, [&](auto type) {
+    using T = decltype(type);
+    cpu::dense_unit_rows<T>(n, cols, at<T>(x), at<T>(unit), at<double>(inverse_norms), threads);
+  });
+}
+
+void dense_unit_rows_backward(int64_t n, int64_t cols, bool is_double, Address unit, Address inverse_norms,
+                              Address grad_unit, Address grad, int threads) {
+  py::gil_scoped_release no_gil;
+  by_type(is_double, [&](auto type) {
+    using T = decltype(type);
+    cpu::dense_unit_rows_backward<T>(n, cols, at<T>(unit), at<double>(inverse_norms), at<T>(grad_unit), at<T>(grad),
+                                     threads);
+  });
+}
+
+void dense_loss(int64_t n, int64_t num_classes, bool is_double, Address cosines, Address inverse_sigma, Address labels,
+                Address targets, Address scored, Address class_weight, double alpha, int normalization,
+                bool paper_target, double smoothing, int threads, Address loss, Address result, Address reachable,
+                Address lacks, Address grad_cosines, Address grad_inverse_sigma) {
+  py::gil_scoped_release no_gil;
+  by_type(is_double, [&](auto type) {
+    using T = decltype(type);
+    cpu::dense_loss<T>({n, num_classes, at<T>(cosines), at<double>(inverse_sigma), at<int64_t>(labels),
+                        at<int64_t>(targets), at<uint8_t>(scored), at<double>(class_weight)},
+                       {alpha, Normalization(normalization), paper_target, smoothing, threads},
+                       {at<T>(loss), at<T>(result), at<uint8_t>(reachable), at<double>(lacks), at<T>(grad_cosines),
+                        at<double>(grad_inverse_sigma)});
+  });
+}
+
 #if defined(GLOSS_CUDA)
 void cuda_normalize_rows(MatrixView in, Address out, int out_dtype, Address norms, Address residuals, int device,
                          Address stream) {
@@ -185,6 +219,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("normalize_edges_backward", &normalize_edges_backward);
   m.def("propagate", &propagate);
   m.def("propagate_backward", &propagate_backward);
+  m.def("dense_unit_rows", &dense_unit_rows);
+  m.def("dense_unit_rows_backward", &dense_unit_rows_backward);
+  m.def("dense_loss", &dense_loss);
   m.def("cuda_architectures", &cuda_architectures);
   m.def("cuda_problem", &cuda_problem);
 #if defined(GLOSS_CUDA)

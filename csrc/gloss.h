@@ -143,6 +143,46 @@ int64_t propagate_backward(Csr graph, const T* values, int64_t num_classes, cons
                            const uint8_t* reachable, const T* prior, const T* result, const T* grad_result,
                            PropagateOptions options, T* grad_values, double* residual);
 
+// ------------------------------------------------------------------------------ dense mini-batch path
+// G-Loss of a mini-batch whose documents all neighbour each other: between these calls stand two matrix products of the
+// caller, cosines = unit unit^T and grad_unit = grad_cosines unit. T is float or double; inside, all is double.
+
+// unit = x / |x| by rows, inverse_norms[i] = 1 / |x_i|; a zero row has 0. Throws on NaN and Inf, naming the row.
+template <class T>
+void dense_unit_rows(int64_t n, int64_t cols, const T* x, T* unit, double* inverse_norms, int threads);
+template <class T>
+void dense_unit_rows_backward(int64_t n, int64_t cols, const T* unit, const double* inverse_norms, const T* grad_unit,
+                              T* grad, int threads);
+
+template <class T>
+struct DenseProblem {
+  int64_t n, num_classes;
+  const T* cosines;             // [n, n]
+  const double* inverse_sigma;  // [n]: W_ij = exp((c_ij - 1) inverse_sigma_i inverse_sigma_j)
+  const int64_t* labels;        // [n], -1 is unlabelled
+  const int64_t* targets;       // [n], the true class of scored documents
+  const uint8_t* scored;        // [n]
+  const double* class_weight;   // [num_classes] or null
+};
+struct DenseOptions {
+  double alpha;  // NaN: harmonic solution. Else label spreading, with symmetric normalisation.
+  Normalization normalization;
+  bool paper_target;  // probabilities as logits of a cross entropy; else -log((1 - smoothing) p_y + smoothing / C)
+  double smoothing;
+  int threads;
+};
+template <class T>
+struct DenseResult {
+  T* loss;                     // []
+  T* result;                   // [n, num_classes], rows sum to 1
+  uint8_t* reachable;          // [n]
+  double* lacks;               // []: the most that a row's sum differed from 1
+  T* grad_cosines;             // [n, n], symmetric: of c_ij and c_ji together. Null where no gradient is wanted.
+  double* grad_inverse_sigma;  // [n]
+};
+template <class T>
+void dense_loss(const DenseProblem<T>& problem, const DenseOptions& options, const DenseResult<T>& result);
+
 }  // namespace cpu
 
 // Built where nvcc was found (macro GLOSS_CUDA). Pointers are device pointers; work is queued on `stream` of `device`

@@ -228,3 +228,70 @@ def propagate_backward(
         residual.data_ptr(),
     )
     return grad_values, residual
+
+
+def dense_loss(
+    embeddings: Tensor,
+    inverse_sigma: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    scored: Tensor,
+    class_weight: Tensor | None,
+    num_classes: int,
+    alpha: float | None,
+    normalization: str,
+    target: str,
+    smoothing: float,
+    want_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (n, d), dtype, threads = embeddings.shape, _native.compute_dtype(embeddings), torch.get_num_threads()
+    x, inverse_sigma, labels, targets, scored = (
+        t.contiguous() for t in (embeddings.to(dtype), inverse_sigma, labels, targets, scored)
+    )
+    is_double = dtype == torch.float64
+    unit = torch.empty_like(x)
+    inverse_norms = torch.empty(n, dtype=torch.float64)
+    _native.core.dense_unit_rows(n, d, is_double, x.data_ptr(), unit.data_ptr(), inverse_norms.data_ptr(), threads)
+    cosines = unit @ unit.T
+
+    loss, result = x.new_empty(()), x.new_empty(n, num_classes)
+    reachable, lacks = torch.empty(n, dtype=torch.bool), torch.empty((), dtype=torch.float64)
+    grad_sigma = torch.empty(n if want_gradient else 0, dtype=torch.float64)
+    grad_cosines = torch.empty_like(cosines) if want_gradient else None
+    _native.core.dense_loss(
+        n,
+        num_classes,
+        is_double,
+        cosines.data_ptr(),
+        inverse_sigma.data_ptr(),
+        labels.data_ptr(),
+        targets.data_ptr(),
+        scored.data_ptr(),
+        0 if class_weight is None else class_weight.data_ptr(),
+        math.nan if alpha is None else alpha,
+        _native.NORMALIZE[normalization],
+        target == "paper",
+        smoothing,
+        threads,
+        loss.data_ptr(),
+        result.data_ptr(),
+        reachable.data_ptr(),
+        lacks.data_ptr(),
+        0 if grad_cosines is None else grad_cosines.data_ptr(),
+        grad_sigma.data_ptr(),
+    )
+    if grad_cosines is None:
+        return loss, result, reachable, lacks, x.new_empty(0), grad_sigma
+    grad_unit = grad_cosines @ unit
+    grad = torch.empty_like(x)
+    _native.core.dense_unit_rows_backward(
+        n,
+        d,
+        is_double,
+        unit.data_ptr(),
+        inverse_norms.data_ptr(),
+        grad_unit.data_ptr(),
+        grad.data_ptr(),
+        threads,
+    )
+    return loss, result, reachable, lacks, grad, grad_sigma

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from . import _cpu, _cuda, _native, _validate
 from ._kernels import Kernels
 
-_KERNELS: dict[str, Kernels] = {"cpu": _cpu, "cuda": _cuda}
+_KERNELS: dict[str, Any] = {"cpu": _cpu, "cuda": _cuda}
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 
 
@@ -62,7 +62,13 @@ def resolve(backend: str, device: torch.device, *, dense: bool = False) -> str:
 
 def kernels(backend: str) -> Kernels:
     """The kernels of a backend that resolve() returned."""
-    return _KERNELS[backend]
+    module: Kernels = _KERNELS[backend]
+    return module
+
+
+def has_dense(device: torch.device) -> bool:
+    """Whether dense_loss has a kernel for the device; elsewhere the dense path is torch operations."""
+    return device.type == "cpu" and _native.core is not None
 
 
 def _has_cuda() -> bool:  # no call of the core: torch.compile traces this

@@ -66,3 +66,23 @@ class Kernels(Protocol):
         max_iter: int,
     ) -> tuple[Tensor, Tensor]:
         """dL/dvalues [nnz] and residual [C] of the adjoint solve, which stops at the tol of the forward one."""
+
+    def dense_loss(
+        self,
+        embeddings: Tensor,
+        inverse_sigma: Tensor,
+        labels: Tensor,
+        targets: Tensor,
+        scored: Tensor,
+        class_weight: Tensor | None,
+        num_classes: int,
+        alpha: float | None,
+        normalization: str,
+        target: str,
+        smoothing: float,
+        want_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """loss [], F [n, C], reachable [n], the most a row's sum lacked [], and dL/dx [n, d], dL/d(1/sigma) [n].
+
+        The gradients are empty where not wanted. inverse_sigma and class_weight are float64.
+        """

@@ -1,7 +1,9 @@
-"""The dense mini-batch path: stages 2 and 3 on an n x n graph, for n up to a few thousand.
+"""The dense mini-batch path: G-Loss on an n x n graph, for n up to a few thousand.
 
-Plain torch on any device, except the solve: one operator, a Cholesky factorisation of the hidden block with an
-implicit gradient (one more solve with the same factor). Used where every document neighbours every other.
+Used where every document neighbours every other. Up to NATIVE_ROWS documents all of it is one operator of the native
+core, which takes the gradient along in its forward pass. Above, and on devices without such a kernel, it is plain torch
+except for the solve: a Cholesky factorisation of the hidden block with an implicit gradient (one more solve with the
+same factor).
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _dispatch, _native
 from .propagate import Propagation, drop_vanishing, one_hot
+
+NATIVE_ROWS = 512  # above, torch's blocked Cholesky is the faster one
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -65,7 +70,104 @@ def propagate(
     return Propagation(f, torch.zeros_like(lacks, dtype=torch.int64), lacks, reachable)
 
 
+def batch_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    scored: Tensor,
+    num_classes: int,
+    sigma: float | Tensor,
+    alpha: float | None,
+    normalization: str,
+    target: str,
+    class_weight: Tensor | None,
+    smoothing: float,
+    backend: str,
+) -> tuple[Tensor, Propagation]:
+    """The loss and the Propagation, by one native operator; labels [n] with -1 on hidden documents."""
+    n, device = len(embeddings), embeddings.device
+    if isinstance(sigma, Tensor):
+        inverse = sigma.double().reciprocal().expand(n)
+    else:
+        inverse = torch.full((n,), 1 / sigma, dtype=torch.float64, device=device)
+    weight = None if class_weight is None else class_weight.detach().to(device, torch.float64)
+    wanted = torch.is_grad_enabled() and (embeddings.requires_grad or inverse.requires_grad)
+    loss, f, reachable, lacks, _, _ = dense_loss_op(
+        embeddings, inverse, labels, targets, scored, weight, num_classes, -1.0 if alpha is None else alpha,
+        normalization if alpha is None else "symmetric", target, smoothing, wanted, backend,
+    )  # fmt: skip
+    return loss, Propagation(f, torch.zeros_like(lacks, dtype=torch.int64), lacks, reachable)
+
+
 # ------------------------------------------------------------------------------------------- operators
+@torch.library.custom_op("gloss_kernels::dense_loss", mutates_args=())
+def dense_loss_op(
+    embeddings: Tensor,
+    inverse_sigma: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    scored: Tensor,
+    class_weight: Tensor | None,
+    num_classes: int,
+    alpha: float,
+    normalization: str,
+    target: str,
+    smoothing: float,
+    want_gradient: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """loss, F, reachable, lacks, and the gradients of embeddings and inverse_sigma for the backward pass to scale."""
+    return _dispatch.kernels(backend).dense_loss(
+        embeddings.detach(), inverse_sigma.detach(), labels, targets, scored, class_weight, num_classes,
+        None if alpha < 0 else alpha, normalization, target, smoothing, want_gradient,
+    )  # fmt: skip
+
+
+@dense_loss_op.register_fake
+def _(
+    embeddings: Tensor,
+    inverse_sigma: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    scored: Tensor,
+    class_weight: Tensor | None,
+    num_classes: int,
+    alpha: float,
+    normalization: str,
+    target: str,
+    smoothing: float,
+    want_gradient: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    loss = embeddings.new_empty((), dtype=_native.compute_dtype(embeddings))
+    return (
+        loss,
+        loss.new_empty((labels.shape[0], num_classes)),
+        torch.empty_like(labels, dtype=torch.bool),
+        inverse_sigma.new_empty(()),
+        loss.new_empty(embeddings.shape if want_gradient else (0,)),
+        inverse_sigma.new_empty(inverse_sigma.shape if want_gradient else (0,)),
+    )
+
+
+def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.dtype = inputs[0].dtype
+    ctx.save_for_backward(*output[4:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _loss_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    grad, grad_inverse_sigma = ctx.saved_tensors
+    return (
+        (grad * grad_loss).to(ctx.dtype) if ctx.needs_input_grad[0] else None,
+        grad_inverse_sigma * grad_loss if ctx.needs_input_grad[1] else None,
+        *(None,) * 11,
+    )
+
+
+dense_loss_op.register_autograd(_loss_backward, setup_context=_loss_setup)
+
+
 # Harmonic (alpha < 0), with r = d^-1/2 to give the system a unit diagonal:
 #   (I - r M_UU r) (F_U / r) = r M_UL Y_L         adjoint: the same system with r G_U on the right gives Lam_U / r
 #   dL/dM_ij = Lam_i . (F_j - F_i)

@@ -204,12 +204,19 @@ def _g_loss(
     visible = torch.where(hide_mask, -1, labels)
     is_dense = n_neighbors is None or n - 1 <= n_neighbors
     chosen = _dispatch.resolve(backend, embeddings.device, dense=is_dense)
-    if is_dense and not torch.compiler.is_compiling() and embeddings.device.type == "cpu":
-        check_finite("embeddings", embeddings)  # the sparse path's search does it
+    is_native = is_dense and chosen != "reference" and n <= dense.NATIVE_ROWS and _dispatch.has_dense(embeddings.device)
+    if is_dense and not is_native and not torch.compiler.is_compiling() and embeddings.device.type == "cpu":
+        check_finite("embeddings", embeddings)  # the others' kernels do it
     with torch.autocast(embeddings.device.type, enabled=False):
         if isinstance(sigma, str):
             sigma = estimate_sigma(sigma, embeddings, visible)
         sigma = check_sigma(sigma, n)
+        scored = hide_mask & (labels >= 0)
+        if is_native:
+            return dense.batch_loss(
+                embeddings, visible, labels, scored, num_classes, sigma, alpha, normalization, target, class_weight,
+                SMOOTHING, "cpu" if chosen == "torch" else chosen,
+            )  # fmt: skip
         if chosen == "reference":
             graph = reference.adjacency(embeddings, n_neighbors, _as_product(sigma))
             p, reachable = reference.propagate_labels(graph, visible, num_classes, alpha, normalization)
@@ -223,7 +230,6 @@ def _g_loss(
             propagation = _sparse(
                 embeddings, visible, num_classes, n_neighbors, sigma, normalization, alpha, tol, max_iter, chosen
             )
-        scored = hide_mask & (labels >= 0)
         if chosen == "reference":
             loss = reference.loss_on_hidden(propagation.probabilities, labels, scored, target, class_weight, SMOOTHING)
             return loss.to(torch.float64 if embeddings.dtype == torch.float64 else torch.float32), propagation

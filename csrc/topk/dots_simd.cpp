@@ -1,6 +1,6 @@
 // Products of one row with many, and weighted sums of rows, in double.
 #include "kernels.h"
-#include "lanes.h"
+#include "cpu/lanes.h"
 
 namespace gloss::cpu::GLOSS_ISA {
 

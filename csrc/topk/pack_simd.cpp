@@ -1,6 +1,6 @@
 // Normalisation and packing (layouts in kernels.h).
 #include "kernels.h"
-#include "lanes.h"
+#include "cpu/lanes.h"
 
 namespace gloss::cpu::GLOSS_ISA {
 namespace {
