@@ -31,7 +31,7 @@ int64_t propagate_backward(Csr graph, const T* values, int64_t num_classes, cons
       for (int64_t c = 0; c < columns; ++c)
         lam[row * stride + first + c] = T(hidden.scale[row] * double(x[row * width + c]));
   };
-  const int64_t iterations = solve_panels(hidden, num_classes, options, residual, fill, take);
+  const int64_t iterations = solve_panels(hidden, num_classes, options, residual, false, fill, take);
 
   const PanelKernels<T>& kernels = panel_kernels<T>();
   const std::vector<T> nothing(static_cast<size_t>(num_classes), T(0));  // Lam of a fixed row

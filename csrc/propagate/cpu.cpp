@@ -88,21 +88,25 @@ int64_t propagate(Csr graph, const T* values, int64_t num_classes, const uint8_t
       const int64_t i = hidden.node[row];
       const double scale = hidden.scale[row];
       const double pull = spreading ? 0 : options.prior_strength * hidden.degree[row] * scale;
-      const T* own = boundary + i * stride + first;
-      for (int64_t c = 0; c < columns; ++c) {
-        if (spreading && fixed[i]) b[row * width + c] = T((1 - options.alpha) * double(own[c]));
-        if (pull > 0) b[row * width + c] += T(pull * double(prior[first + c]));
-        if (again) x[row * width + c] = T(double(result[i * stride + first + c]) / scale);
-        else if (has_initial && !fixed[i]) x[row * width + c] = T(double(own[c]) / scale);
-      }
+      const T *own = boundary + i * stride + first, *last = again ? result + i * stride + first : own;
+      T *right = b + row * width, *start = x + row * width;
+      if (spreading && fixed[i])
+        for (int64_t c = 0; c < columns; ++c) right[c] = T((1 - options.alpha) * double(own[c]));
+      if (pull > 0)
+        for (int64_t c = 0; c < columns; ++c) right[c] += T(pull * double(prior[first + c]));
+      if (again || (has_initial && !fixed[i]))
+        for (int64_t c = 0; c < columns; ++c) start[c] = T(double(last[c]) / scale);
     }
   };
   const auto take = [&](int64_t first, int64_t columns, int64_t width, const T* x) {
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t c = 0; c < columns; ++c)
-        result[hidden.node[row] * stride + first + c] = T(hidden.scale[row] * double(x[row * width + c]));
+    for (int64_t row = 0; row < rows; ++row) {
+      T* to = result + hidden.node[row] * stride + first;
+      const T* from = x + row * width;
+      const double scale = hidden.scale[row];
+      for (int64_t c = 0; c < columns; ++c) to[c] = T(scale * double(from[c]));
+    }
   };
-  int64_t iterations = solve_panels(hidden, num_classes, options, residual, fill, take);
+  int64_t iterations = solve_panels(hidden, num_classes, options, residual, has_initial, fill, take);
   *used_tol = options.tol;
   if (spreading || options.prior_strength > 0) return iterations;
   const std::vector<double> mean = mean_of_fixed(graph.n, num_classes, fixed, boundary, options.threads);
@@ -115,7 +119,7 @@ int64_t propagate(Csr graph, const T* values, int64_t num_classes, const uint8_t
   while (lacks > allowed && options.tol > finest && iterations < max_iter) {
     options.tol = std::max(options.tol * 1e-2, finest);
     options.max_iter = max_iter - iterations;
-    iterations += solve_panels(hidden, num_classes, options, residual, fill, take);
+    iterations += solve_panels(hidden, num_classes, options, residual, true, fill, take);
     lacks = largest_lack(hidden, num_classes, options.threads, result);
   }
   *used_tol = options.tol;

@@ -10,12 +10,12 @@
 
 namespace gloss::cpu {
 
-// For each panel of columns [first, first + columns): fill(first, columns, width, b, x) sets the right-hand sides and
-// the start [rows, width], take(first, columns, width, x) receives the solutions. Both run on one thread.
+// For each panel of columns [first, first + columns): fill(first, columns, width, b, x) sets the right-hand sides and,
+// with has_start, the start [rows, width]; take(first, columns, width, x) receives the solutions. Both run on one thread.
 // residual [num_classes]. Returns the iterations of the slowest panel.
 template <class T, class Fill, class Take>
 int64_t solve_panels(const Hidden<T>& hidden, int64_t num_classes, const PropagateOptions& options, double* residual,
-                     const Fill& fill, const Take& take) {
+                     bool has_start, const Fill& fill, const Take& take) {
   const int64_t panels = (num_classes + kPanel - 1) / kPanel;
   const bool side_by_side = panels >= options.threads;
   int64_t slowest = 0;
@@ -31,7 +31,7 @@ int64_t solve_panels(const Hidden<T>& hidden, int64_t num_classes, const Propaga
       std::fill_n(b.get(), hidden.rows() * width, T(0));
       std::fill_n(x.get(), hidden.rows() * width, T(0));
       fill(first, columns, width, b.get(), x.get());
-      const int64_t iterations = solver.solve(width, b.get(), x.get(), measured);
+      const int64_t iterations = solver.solve(width, has_start, b.get(), x.get(), measured);
       std::copy_n(measured, columns, residual + first);
       take(first, columns, width, x.get());
       const std::lock_guard<std::mutex> lock(slowest_lock);

@@ -48,7 +48,7 @@ void PanelSolver<T>::sum(int64_t width, Columns sums, const Body& body) {
 }
 
 template <class T>
-int64_t PanelSolver<T>::solve(int64_t width, const T* b, T* x, double* residual) {
+int64_t PanelSolver<T>::solve(int64_t width, bool has_start, const T* b, T* x, double* residual) {
   partial_.resize(static_cast<size_t>(ranges_ * width));
 
   Columns squared;
@@ -66,9 +66,11 @@ int64_t PanelSolver<T>::solve(int64_t width, const T* b, T* x, double* residual)
 
   int64_t iterations = 0;
   for (int round = 0;; ++round) {
-    sum(width, squared, [&](int64_t begin, int64_t end, double* dots) {
-      kernels_.residual(system_, width, b, x, r_.get(), begin, end, dots);
-    });
+    if (round == 0 && !has_start) std::copy_n(b, system_.rows * width, r_.get());  // x = 0, and squared is |b|^2
+    else
+      sum(width, squared, [&](int64_t begin, int64_t end, double* dots) {
+        kernels_.residual(system_, width, b, x, r_.get(), begin, end, dots);
+      });
     bool wanted[kPanel] = {}, any = false;
     for (int64_t c = 0; c < width; ++c) {
       residual[c] = norm_[c] > 0 ? std::sqrt(squared[c]) / norm_[c] : 0;

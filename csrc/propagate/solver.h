@@ -14,9 +14,9 @@ class PanelSolver {
   // Works on `threads` threads; the result does not depend on them.
   PanelSolver(const System<T>& system, double tol, int64_t max_iter, int threads);
 
-  // b, x [rows, width]; x holds the start and receives the solution. A column is done when its residual is at most
+  // b, x [rows, width]; x holds the start, or zeros without has_start, and receives the solution. A column is done when its residual is at most
   // tol |b|; a column with b = 0 becomes 0. residual[c] = |b - (I - B) x| / |b|, 0 where b = 0. Returns the iterations.
-  int64_t solve(int64_t width, const T* b, T* x, double* residual);
+  int64_t solve(int64_t width, bool has_start, const T* b, T* x, double* residual);
 
  private:
   using Columns = double[kPanel];
