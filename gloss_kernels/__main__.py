@@ -1,15 +1,27 @@
-"""``python -m gloss_kernels``: what is built, what can run here, and why not."""
+"""``gloss-kernels info`` or ``python -m gloss_kernels``: what is built, what can run here, and why not."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import platform
+from typing import Any
 
 import torch
 
 from . import __version__, available_backends
 from ._dispatch import BACKENDS
+
+
+def add_parser(commands: Any) -> None:
+    what = "what is built and what runs on this machine"
+    commands.add_parser("info", help=what, description=what).set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace, words: list[str]) -> int:
+    main()
+    return 0
 
 
 def main() -> None:

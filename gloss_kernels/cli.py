@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from gloss_kernels import __main__ as info
+from gloss_kernels import __version__
 from gloss_kernels.finetune import options as finetune
 
-COMMANDS = (finetune,)
+COMMANDS = (finetune, info)
 
 
 class CommandError(Exception):
@@ -31,9 +33,9 @@ def parser() -> Parser:
     top = Parser(
         prog="gloss-kernels",
         description="Graph-guided fine-tuning of text encoders (G-Loss).",
-        epilog="What is built and runs on this machine: python -m gloss_kernels",
         allow_abbrev=False,
     )
+    top.add_argument("--version", action="version", version=f"gloss-kernels {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)

@@ -8,6 +8,7 @@ import io
 import json
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 for extra in ("transformers", "tokenizers", "sklearn", "matplotlib", "tqdm", "safetensors"):
-    pytest.importorskip(extra, reason=f"{extra} is not installed: pip install gloss-kernels[demo]")
+    pytest.importorskip(extra, reason=f"{extra} is not installed: pip install '.[demo]'")
 
 from safetensors.torch import load_file  # noqa: E402
 
@@ -110,6 +111,7 @@ def saved_accuracy(folder: Path, tiny: dict[str, str]) -> float:
     [
         "--loss ce --class-weights balanced --pooling cls",
         "--loss gloss --sigma root --neighbors 5",
+        "--loss ce+gloss --sigma self-tuning",
         "--loss ce+gloss --lambda 0.3 --sigma mst --class-weights balanced --precision bf16",
     ],
 )
@@ -210,13 +212,14 @@ def test_one_file_is_split_by_class(tmp_path) -> None:
     assert corpus.fingerprint() != data.load_corpus(path, None, None, limit=20, seed=2).fingerprint()
 
 
-@pytest.mark.parametrize("n", [2, 20, 21, 41, 61])
-def test_no_batch_of_one(n: int) -> None:
-    batches = list(encoder.shuffled_batches(n, 20, seed=0, epoch=1))
+@pytest.mark.parametrize("size", [2, 3, 20])
+@pytest.mark.parametrize("n", [2, 3, 20, 21, 41, 61])
+def test_no_batch_of_one(n: int, size: int) -> None:
+    batches = list(encoder.shuffled_batches(n, size, seed=0, epoch=1))
     assert sorted(row for batch in batches for row in batch) == list(range(n))
-    assert all(2 <= len(batch) <= 20 for batch in batches)
-    assert batches == list(encoder.shuffled_batches(n, 20, seed=0, epoch=1))
-    assert n == 2 or batches != list(encoder.shuffled_batches(n, 20, seed=0, epoch=2))
+    assert all(2 <= len(batch) <= max(size, 3) for batch in batches)
+    assert batches == list(encoder.shuffled_batches(n, size, seed=0, epoch=1))
+    assert n <= 3 or batches != list(encoder.shuffled_batches(n, size, seed=0, epoch=2))
 
 
 BAD = {
@@ -233,8 +236,8 @@ BAD = {
     "unknown model": ("--model {dir}/no-model", "no-model: cannot be loaded"),
     "batch of one": ("--batch-size 1", "a batch of one"),
     "lambda": ("--lambda 1.5", "got '1.5', wants a number from 0 to 1"),
-    "negative sigma": ("--sigma -1", "wants a number above 0, or root, or mst"),
-    "sigma word": ("--sigma wide", "wants a number above 0, or root, or mst"),
+    "negative sigma": ("--sigma -1", "wants a number above 0, or root, mst, self-tuning"),
+    "sigma word": ("--sigma wide", "wants a number above 0, or root, mst, self-tuning"),
     "labeled fraction": ("--labeled-fraction 1", "between 0 and 1"),
     "neighbors": ("--neighbors 20", "--neighbors 20: wants fewer than --batch-size 20"),
     "epochs": ("--epochs 0", "at least 1"),
@@ -289,6 +292,61 @@ def test_an_output_folder_with_a_run_is_guarded(words, tmp_path, capsys) -> None
     assert "checkpoint.pt: cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["settings.json", "model/config.json", "metrics.json"])
+@pytest.mark.parametrize("option", ["", "--overwrite"])
+def test_a_foreign_folder_is_left_alone(name: str, option: str, words, tmp_path, capsys) -> None:
+    theirs = tmp_path / "theirs" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text('{"editor.fontSize": 12}')
+    assert main([*words, "--output", str(tmp_path / "theirs"), *option.split()]) == 2
+    assert "but no run of gloss-kernels" in capsys.readouterr().err
+    assert theirs.read_text() == '{"editor.fontSize": 12}'
+
+
+def test_overwrite_removes_only_its_own(words, tmp_path) -> None:
+    run = [*words, "--epochs", "1", "--loss", "ce", "--output", str(tmp_path / "run")]
+    assert main(run) == 0
+    for other in (".vscode/settings.json", "notes.md", "gloss/settings.json"):
+        (tmp_path / "run" / other).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / other).write_text("{}")
+    assert main([*run, "--overwrite"]) == 0
+    for other in (".vscode/settings.json", "notes.md", "gloss/settings.json"):
+        assert (tmp_path / "run" / other).read_text() == "{}"
+
+
+def test_results_that_cannot_be_written_keep_the_checkpoint(words, tmp_path, capsys, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "projection.png")
+
+    run = [*words, "--epochs", "1", "--output", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr("gloss_kernels.finetune.comparison.draw", full)
+        assert main(run) == 2
+    err = capsys.readouterr().err
+    assert "No space left on device" in err and "--resume" in err and "Traceback" not in err
+    assert (tmp_path / "run" / "checkpoint.pt").is_file() and not (tmp_path / "run" / "metrics.json").is_file()
+    assert main([*run, "--resume"]) == 0
+
+
+def test_an_encoder_decoder_is_refused(words, tmp_path, capsys, tiny) -> None:
+    from transformers import T5Config, T5Model
+
+    shutil.copytree(tiny["model"], tmp_path / "t5")
+    T5Model(T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(
+        tmp_path / "t5"
+    )
+    assert main([*words, "--model", str(tmp_path / "t5")]) == 2
+    assert "is an encoder-decoder" in capsys.readouterr().err
+
+
+def test_info_and_version(capsys) -> None:
+    assert main(["info"]) == 0
+    assert "backends" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out.startswith("gloss-kernels 0.")
+
+
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
@@ -308,7 +366,7 @@ sys.exit(main(["finetune"]))
 """
     done = run_python(code)
     assert done.returncode == 2, done.stderr
-    assert done.stderr == "error: transformers is missing: install gloss-kernels[demo]\n"
+    assert done.stderr == "error: transformers is missing: pip install '.[demo]'\n"
 
 
 def test_docstring_corpus() -> None:

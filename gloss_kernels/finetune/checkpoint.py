@@ -19,6 +19,8 @@ SETTINGS, CHECKPOINT, METRICS, EMBEDDINGS, MODEL = (
     "test_embeddings.safetensors",
     "model",
 )
+PICTURES = ("curves.png", "projection.png", "comparison.md", "comparison.json")
+COMPARED = ("ce", "gloss", "ce_gloss")
 
 
 def open_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
@@ -39,19 +41,39 @@ def open_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None
         raise CommandError(f"--output {folder}: cannot be written: {error.strerror}") from None
 
 
-def check_free(folder: Path) -> None:
+def is_run(folder: Path) -> bool:
+    """Whether the folder holds a run of ours, by what its settings say."""
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and {"documents", "loss", "labeled_fraction"} <= settings.keys()
+
+
+def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """A folder without our files, or with a run of ours that --resume or --overwrite is meant for."""
     if folder.exists() and not folder.is_dir():
         raise CommandError(f"--output {folder}: is a file, wants a folder")
-    if (folder / SETTINGS).is_file():
-        raise CommandError(f"--output {folder}: holds a run; --resume goes on with it, --overwrite replaces it")
+    if is_run(folder):
+        if not resume and not overwrite:
+            raise CommandError(f"--output {folder}: holds a run; --resume goes on with it, --overwrite replaces it")
+        return
+    if resume:  # a settings file that is not ours is refused by open_folder
+        return
+    taken = [name for name in (SETTINGS, CHECKPOINT, METRICS, EMBEDDINGS, MODEL) if (folder / name).exists()]
+    if taken:
+        raise CommandError(f"--output {folder}: holds {taken[0]} but no run of gloss-kernels; give another --output")
 
 
 def clear(folder: Path) -> None:
-    """Remove the parts of an earlier run that a new one could take for its own."""
-    for run in (folder, *(path for path in folder.glob("*") if (path / SETTINGS).is_file())):
-        for name in (SETTINGS, CHECKPOINT, METRICS, EMBEDDINGS):
-            (run / name).unlink(missing_ok=True)
+    """Remove the files of the run in the folder, and of the runs that --compare put below it; nothing else."""
+    below = [path for path in map(folder.joinpath, COMPARED) if is_run(path)]
+    for run in (*below, folder):
+        if not is_run(run):
+            continue
         shutil.rmtree(run / MODEL, ignore_errors=True)
+        for name in (CHECKPOINT, METRICS, EMBEDDINGS, *PICTURES, SETTINGS):  # last what says that it is ours
+            (run / name).unlink(missing_ok=True)
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:

@@ -69,6 +69,9 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
         return 130
     except torch.OutOfMemoryError:
         raise CommandError(f"{device} is out of memory; try a smaller --batch-size or --max-length", code=1) from None
+    except OSError as error:  # a full disk; the last checkpoint is whole
+        reason = f"{error.filename or output}: {error.strerror or error}"
+        raise CommandError(f"cannot be written: {reason}; to go on: {resume_command(words, output)}") from None
     print(f"\n{text}\n\nwritten to {output}")
     return 0
 
@@ -196,8 +199,7 @@ def choose_output(args: argparse.Namespace) -> Path:
     output = Path(args.output)
     if args.resume and not (output / checkpoint.SETTINGS).is_file():
         print(f"no run in {output} yet: starting one", flush=True)
-    if not args.resume and not args.overwrite:
-        checkpoint.check_free(output)
+    checkpoint.check_output(output, resume=args.resume, overwrite=args.overwrite)
     return output
 
 

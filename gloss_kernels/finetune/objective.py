@@ -14,7 +14,7 @@ from gloss_kernels.finetune.options import Settings
 class Objective:
     """(embeddings, logits, labels) -> the loss and its parts ("ce", "gloss")."""
 
-    def __init__(self, settings: Settings, num_classes: int, weight: Tensor | None, sigma: float | None) -> None:
+    def __init__(self, settings: Settings, num_classes: int, weight: Tensor | None, sigma: float | str | None) -> None:
         self.share = {"ce": 0.0, "gloss": 1.0, "ce+gloss": settings.lam}[settings.loss]
         self.weight = weight
         # A generator of its own: dropout draws the same numbers with and without G-Loss.
@@ -51,10 +51,13 @@ def class_weight(kind: str, labels: Tensor, num_classes: int) -> Tensor | None:
     return len(labels) / (num_classes * labels.bincount(minlength=num_classes).float())
 
 
-def choose_sigma(rule: str, embeddings: Tensor, labels: Tensor) -> float:
-    """The number itself, or a rule applied once to embeddings [n, dim] of training documents."""
+def choose_sigma(rule: str, embeddings: Tensor, labels: Tensor) -> float | str:
+    """The number itself, or a rule applied once to embeddings [n, dim] of training documents.
+
+    "self-tuning" stays a word: it gives a number a document, anew for every batch.
+    """
     if rule == "root":
         return float(heuristics.sigma_root(embeddings))
     if rule == "mst":
         return float(heuristics.sigma_mst(embeddings, labels))
-    return float(rule)
+    return rule if rule == "self-tuning" else float(rule)

@@ -72,12 +72,12 @@ def batch_size(text: str) -> int:
 
 
 def sigma(text: str) -> str:
-    if text in ("root", "mst"):
+    if text in ("root", "mst", "self-tuning"):
         return text
     try:
         return str(number(0, closed=False)(text))
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wants a number above 0, or root, or mst") from None
+        raise argparse.ArgumentTypeError(f"got {text!r}, wants a number above 0, or root, mst, self-tuning") from None
 
 
 class Help(argparse.HelpFormatter):
@@ -115,7 +115,9 @@ def add_parser(commands: Any) -> None:
     loss = p.add_argument_group("loss")
     loss.add_argument("--loss", choices=LOSSES, default="ce+gloss", help="what is minimised")
     loss.add_argument("--lam", "--lambda", dest="lam", type=number(0, 1), default=0.5, help="share of G-Loss")
-    loss.add_argument("--sigma", type=sigma, default="0.5", help="width of the Gaussian edges; or root, mst: by rule")
+    loss.add_argument(
+        "--sigma", type=sigma, default="0.5", help="width of the Gaussian edges; or by rule: root, mst, self-tuning"
+    )
     loss.add_argument(
         "--labeled-fraction", type=number(0, 1, closed=False), default=0.7, help="share of a batch that keeps its label"
     )
@@ -152,5 +154,5 @@ def _run(args: argparse.Namespace, words: list[str]) -> int:
         name = (error.name or "").partition(".")[0]
         if name in ("", "gloss_kernels"):
             raise
-        raise CommandError(f"{name} is missing: install gloss-kernels[demo]") from None
+        raise CommandError(f"{name} is missing: pip install '.[demo]'") from None
     return run(args, words)

@@ -51,7 +51,7 @@ class Trainer:
         self.folder, self.device = folder, device
         self.model = model.to(device)
         self.progress = Progress()
-        self.sigma: float | None = None
+        self.sigma: float | str | None = None
         if settings.loss != "ce":
             needed = settings.sigma in ("root", "mst")
             rows = self.sample_rows()
