@@ -185,17 +185,4 @@ void dense_loss(const DenseProblem<T>& problem, const DenseOptions& options, con
 
 }  // namespace cpu
 
-// Built where nvcc was found (macro GLOSS_CUDA). Pointers are device pointers; work is queued on `stream` of `device`
-// and nothing here waits for it.
-namespace cuda {
-
-// Why no kernel can run on this machine ("no driver", "no GPU"), or "" if one can.
-std::string problem();
-
-// out[i] = in[i] / |in[i]| in out_dtype, norms[i] = |in[i]|, residuals[i] = |unit row - out[i]| rounded up (null if not
-// wanted). A zero row stays zero. First step of topk: the residuals bound the error of cosines of the rounded rows.
-void normalize_rows(MatrixView in, void* out, DType out_dtype, float* norms, float* residuals, int device,
-                    void* stream);
-
-}  // namespace cuda
 }  // namespace gloss

@@ -87,4 +87,16 @@ void propagate_backward(Csr graph, int64_t capacity, const T* values, int64_t nu
                         cpu::PropagateOptions options, const double* tol, T* grad_values, double* residual,
                         int64_t* iterations, void* workspace, Queue queue);
 
+// ------------------------------------------------------------------------------ dense mini-batch path
+// n <= 512. A system that cannot be factored gives NaN (the CPU throws), and so does a row with NaN or Inf.
+template <class T>
+void dense_unit_rows(int64_t n, int64_t cols, const T* x, T* unit, double* inverse_norms, Queue queue);
+template <class T>
+void dense_unit_rows_backward(int64_t n, int64_t cols, const T* unit, const double* inverse_norms, const T* grad_unit,
+                              T* grad, Queue queue);
+int64_t dense_loss_workspace(int64_t n, int64_t num_classes);
+template <class T>
+void dense_loss(const cpu::DenseProblem<T>& problem, const cpu::DenseOptions& options,
+                const cpu::DenseResult<T>& result, void* workspace, Queue queue);
+
 }  // namespace gloss::cuda

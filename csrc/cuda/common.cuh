@@ -1,4 +1,4 @@
-// Shared by all CUDA files: errors, the device guard, warp reductions, loads of any dtype as float.
+// Shared by all CUDA files: errors, the device guard, launches, warp reductions, loads of any dtype as float.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "gloss.h"
+#include "gloss_cuda.h"
 
 namespace gloss::cuda {
 
@@ -33,6 +33,33 @@ class DeviceGuard {
   int before_ = 0;
 };
 
+// Dynamic shared memory as T*, aligned to 16 bytes.
+#if defined(GLOSS_EMULATE)
+#define GLOSS_DYNAMIC_SHARED(T, name) T* const name = reinterpret_cast<T*>(::emulator::block.shared)
+#else
+#define GLOSS_DYNAMIC_SHARED(T, name)                                \
+  extern __shared__ __align__(16) unsigned char gloss_dynamic_shared[]; \
+  T* const name = reinterpret_cast<T*>(gloss_dynamic_shared)
+#endif
+
+// kernel<<<grid, block, shared, stream>>>(arguments...), with errors as exceptions.
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, void* stream, A&&... arguments) {
+  if (shared > (48u << 10))
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
+          std::to_string(shared) + " bytes of shared memory");
+#if defined(GLOSS_EMULATE)
+  (void)stream;
+  ::emulator::last_error = ::emulator::launch_problem(reinterpret_cast<const void*>(kernel), grid, block, shared);
+  if (::emulator::last_error == cudaSuccess)
+    ::emulator::launch(grid, block, shared, [&] { kernel(static_cast<P>(arguments)...); });
+#else
+  kernel<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(static_cast<P>(arguments)...);
+#endif
+  check(cudaGetLastError(), "launch of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
+                                std::to_string(grid.z) + " blocks of " + std::to_string(block.x) + " threads");
+}
+
 __device__ inline float warp_sum(float value) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
@@ -41,6 +68,12 @@ __device__ inline float warp_sum(float value) {
 __device__ inline float warp_max(float value) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  return value;
+}
+
+__device__ inline double warp_sum(double value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
 }
 

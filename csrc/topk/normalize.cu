@@ -52,35 +52,30 @@ normalize_rows_kernel(const In* __restrict__ in,      // [rows, cols], row strid
 }
 
 template <class In, class Out>
-void launch(MatrixView in, void* out, float* norms, float* residuals, cudaStream_t stream) {
-  const int64_t blocks = (in.rows + kWarps - 1) / kWarps;
-  normalize_rows_kernel<In, Out><<<dim3(unsigned(blocks)), 32 * kWarps, 0, stream>>>(
-      static_cast<const In*>(in.data), in.rows, int(in.cols), in.stride, static_cast<Out*>(out), norms, residuals);
-  check(cudaGetLastError(),
-        "normalize_rows [" + std::to_string(in.rows) + ", " + std::to_string(in.cols) + "]");
+void run(MatrixView in, void* out, float* norms, float* residuals, Queue queue) {
+  launch(normalize_rows_kernel<In, Out>, unsigned((in.rows + kWarps - 1) / kWarps), 32 * kWarps, 0, queue.stream,
+         static_cast<const In*>(in.data), in.rows, int(in.cols), in.stride, static_cast<Out*>(out), norms, residuals);
 }
 
 template <class In>
-void launch_to(MatrixView in, void* out, DType out_dtype, float* norms, float* residuals, cudaStream_t stream) {
+void run_to(MatrixView in, void* out, DType out_dtype, float* norms, float* residuals, Queue queue) {
   switch (out_dtype) {
-    case DType::f32: return launch<In, float>(in, out, norms, residuals, stream);
-    case DType::f16: return launch<In, __half>(in, out, norms, residuals, stream);
-    case DType::bf16: return launch<In, __nv_bfloat16>(in, out, norms, residuals, stream);
+    case DType::f32: return run<In, float>(in, out, norms, residuals, queue);
+    case DType::f16: return run<In, __half>(in, out, norms, residuals, queue);
+    case DType::bf16: return run<In, __nv_bfloat16>(in, out, norms, residuals, queue);
     default: throw std::invalid_argument("out: wants float32, float16 or bfloat16");
   }
 }
 
 }  // namespace
 
-void normalize_rows(MatrixView in, void* out, DType out_dtype, float* norms, float* residuals, int device,
-                    void* stream) {
+void normalize_rows(MatrixView in, void* out, DType out_dtype, float* norms, float* residuals, Queue queue) {
   if (in.rows == 0) return;
-  const DeviceGuard guard(device);
-  const auto queue = static_cast<cudaStream_t>(stream);
+  const DeviceGuard guard(queue.device);
   switch (in.dtype) {
-    case DType::f32: return launch_to<float>(in, out, out_dtype, norms, residuals, queue);
-    case DType::f16: return launch_to<__half>(in, out, out_dtype, norms, residuals, queue);
-    case DType::bf16: return launch_to<__nv_bfloat16>(in, out, out_dtype, norms, residuals, queue);
+    case DType::f32: return run_to<float>(in, out, out_dtype, norms, residuals, queue);
+    case DType::f16: return run_to<__half>(in, out, out_dtype, norms, residuals, queue);
+    case DType::bf16: return run_to<__nv_bfloat16>(in, out, out_dtype, norms, residuals, queue);
     default: throw std::invalid_argument("in: wants float32, float16 or bfloat16");
   }
 }

@@ -1,0 +1,370 @@
+// The dense mini-batch path on the GPU (gloss_cuda.h: dense_*): what dense/cpu.cpp does, the same formulas, in double.
+// Launches of dense_loss: weights, solve and edges; three more where M is normalised. n <= 512, so that a row is a block's
+// work and the solve is one block's: its time is that of the n/3 or so steps of the factorisation one after the other.
+#include "cuda/common.cuh"
+#include "cuda/workspace.cuh"
+#include "dense/solve.cuh"
+
+namespace gloss::cuda {
+namespace {
+
+constexpr int kWarps = 4;         // of the kernels that give a row to a warp
+constexpr int kRowThreads = 128;  // of the kernels that give a row to a block
+
+// The sum over a block of a multiple of 32 threads, in every thread; `partial` has room for one double a warp.
+__device__ inline double block_sum(double value, double* partial) {
+  value = warp_sum(value);
+  __syncthreads();  // `partial` may still be read from the last sum
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+  __syncthreads();
+  double sum = 0;
+  for (unsigned w = 0; w < blockDim.x / 32; ++w) sum += partial[w];
+  return sum;
+}
+
+__device__ inline double power(double x, double exponent) { return x > 0 ? pow(x, exponent) : 0.0; }
+
+// ------------------------------------------------------------------------------------------- unit rows
+template <class T>
+__global__ void __launch_bounds__(32 * kWarps)
+unit_rows_kernel(int64_t n, int64_t cols, const T* __restrict__ x, T* __restrict__ unit,
+                 double* __restrict__ inverse_norms) {
+  const int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  if (row >= n) return;
+  double largest = 0;  // squares of doubles may overflow or vanish
+  for (int64_t c = lane; c < cols; c += 32) largest = fmax(largest, fabs(double(x[row * cols + c])));
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2)
+    largest = fmax(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
+  const double factor = largest > 0 ? 1 / largest : 1;
+  double squares = 0;
+  for (int64_t c = lane; c < cols; c += 32) {
+    const double v = double(x[row * cols + c]) * factor;
+    squares += v * v;
+  }
+  const double norm = largest * sqrt(warp_sum(squares));
+  const double scale = norm > 1e-307 || norm != norm ? 1 / norm : 0;  // a row with NaN stays NaN
+  for (int64_t c = lane; c < cols; c += 32) unit[row * cols + c] = T(double(x[row * cols + c]) * scale);
+  if (lane == 0) inverse_norms[row] = scale;
+}
+
+template <class T>
+__global__ void __launch_bounds__(32 * kWarps)
+project_rows_kernel(int64_t n, int64_t cols, const T* __restrict__ unit, const double* __restrict__ inverse_norms,
+                    const T* __restrict__ grad_unit, T* __restrict__ grad) {
+  const int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  if (row >= n) return;
+  double along = 0;
+  for (int64_t c = lane; c < cols; c += 32) along += double(unit[row * cols + c]) * double(grad_unit[row * cols + c]);
+  along = warp_sum(along);
+  for (int64_t c = lane; c < cols; c += 32) {
+    const int64_t at = row * cols + c;
+    grad[at] = T((double(grad_unit[at]) - along * double(unit[at])) * inverse_norms[row]);
+  }
+}
+
+// ------------------------------------------------------------------------------------- the n x n kernels
+// Device memory of one call.
+struct Space {
+  double *weights, *factor;             // [n, n]
+  double *f, *lam, *right;              // [n, C]: F before rows are made to sum to 1; adjoint; right-hand sides
+  double *degree, *inner, *scale;       // [n]: d = W 1, d^-1/2, s
+  double *to_degree, *to_inner, *root;  // [n]
+};
+
+Space carve(Workspace& memory, int64_t n, int64_t classes) {
+  Space s;
+  for (double** matrix : {&s.weights, &s.factor}) *matrix = memory.take<double>(n * n);
+  for (double** matrix : {&s.f, &s.lam, &s.right}) *matrix = memory.take<double>(n * classes);
+  for (double** vector : {&s.degree, &s.inner, &s.scale, &s.to_degree, &s.to_inner, &s.root})
+    *vector = memory.take<double>(n);
+  return s;
+}
+
+// W_ij = exp((c_ij - 1) / (sigma_i sigma_j)), 0 on the diagonal; d = W 1. One block a row.
+template <class T>
+__global__ void __launch_bounds__(kRowThreads)
+weights_kernel(cpu::DenseProblem<T> p, double smallest, Space s) {
+  __shared__ double partial[kRowThreads / 32];
+  const int64_t i = blockIdx.x;
+  double sum = 0;
+  for (int64_t j = threadIdx.x; j < p.n; j += blockDim.x) {
+    const double distance = fmin(double(p.cosines[i * p.n + j]) - 1, 0.0);
+    double w = exp(distance * (p.inverse_sigma[i] * p.inverse_sigma[j]));
+    if (i == j || w < smallest) w = 0;
+    s.weights[i * p.n + j] = w;
+    sum += w;
+  }
+  sum = block_sum(sum, partial);
+  if (threadIdx.x == 0) s.degree[i] = sum, s.inner[i] = power(sum, -0.5), s.scale[i] = 1;
+}
+
+// s = d^-1/2 or 1 / (W d^-1/2). One block a row.
+__global__ void __launch_bounds__(kRowThreads) scale_kernel(int64_t n, bool paper, Space s) {
+  __shared__ double partial[kRowThreads / 32];
+  const int64_t i = blockIdx.x;
+  double sum = 0;
+  if (paper)
+    for (int64_t j = threadIdx.x; j < n; j += blockDim.x) sum += s.weights[i * n + j] * s.inner[j];
+  sum = block_sum(sum, partial);
+  if (threadIdx.x == 0) s.scale[i] = paper ? power(sum, -1) : s.inner[i];
+}
+
+// dL/dM_ij + dL/dM_ji; lam is 0 on rows that were not solved for.
+__device__ inline double edge_gradient(const Space& s, bool spreading, int64_t classes, int64_t i, int64_t j) {
+  const double *f_i = s.f + i * classes, *f_j = s.f + j * classes;
+  const double *lam_i = s.lam + i * classes, *lam_j = s.lam + j * classes;
+  double sum = 0;
+  for (int64_t c = 0; c < classes; ++c)
+    sum += spreading ? lam_i[c] * f_j[c] + lam_j[c] * f_i[c] : (lam_i[c] - lam_j[c]) * (f_j[c] - f_i[c]);
+  return sum;
+}
+
+// The gradient of s, and what it is to d (symmetric) or to W d^-1/2 (paper). One block a row.
+__global__ void __launch_bounds__(kRowThreads)
+to_scale_kernel(int64_t n, int64_t classes, bool spreading, bool paper, Space s) {
+  __shared__ double partial[kRowThreads / 32];
+  const int64_t i = blockIdx.x;
+  double sum = 0;
+  for (int64_t j = threadIdx.x; j < n; j += blockDim.x) {
+    const double w = s.weights[i * n + j];
+    if (w > 0) sum += edge_gradient(s, spreading, classes, i, j) * w * s.scale[j];
+  }
+  sum = block_sum(sum, partial);
+  if (threadIdx.x != 0) return;
+  s.to_degree[i] = paper ? 0 : -0.5 * sum * power(s.degree[i], -1.5);
+  s.to_inner[i] = paper ? -sum * s.scale[i] * s.scale[i] : 0;
+}
+
+__global__ void __launch_bounds__(kRowThreads) to_degree_kernel(int64_t n, Space s) {
+  __shared__ double partial[kRowThreads / 32];
+  const int64_t i = blockIdx.x;
+  double sum = 0;
+  for (int64_t j = threadIdx.x; j < n; j += blockDim.x) sum += s.weights[i * n + j] * s.to_inner[j];
+  sum = block_sum(sum, partial);
+  if (threadIdx.x == 0) s.to_degree[i] = -0.5 * sum * power(s.degree[i], -1.5);
+}
+
+template <class T>
+__device__ inline double weight_of(const cpu::DenseProblem<T>& p, int64_t i) {
+  return !p.scored[i] ? 0.0 : p.class_weight ? p.class_weight[p.targets[i]] : 1.0;
+}
+
+// The gradients of the cosines and of 1 / sigma. One block a row.
+template <class T>
+__global__ void __launch_bounds__(kRowThreads)
+edges_kernel(cpu::DenseProblem<T> p, bool spreading, bool normalized, Space s, T* __restrict__ grad_cosines,
+             double* __restrict__ grad_inverse_sigma) {
+  __shared__ double partial[kRowThreads / 32];
+  const int64_t i = blockIdx.x;
+  double to_sigma = 0;
+  for (int64_t j = threadIdx.x; j < p.n; j += blockDim.x) {
+    const double w = s.weights[i * p.n + j], distance = double(p.cosines[i * p.n + j]) - 1;
+    double edge = 0;
+    if (w > 0) {
+      edge = edge_gradient(s, spreading, p.num_classes, i, j) * s.scale[i] * s.scale[j];
+      if (normalized)
+        edge += s.to_degree[i] + s.to_degree[j] + s.to_inner[i] * s.inner[j] + s.to_inner[j] * s.inner[i];
+      edge *= w;
+    }
+    grad_cosines[i * p.n + j] = T(distance <= 0 ? edge * p.inverse_sigma[i] * p.inverse_sigma[j] : 0.0);
+    to_sigma += edge * fmin(distance, 0.0) * p.inverse_sigma[j];
+  }
+  to_sigma = block_sum(to_sigma, partial);
+  if (threadIdx.x == 0) grad_inverse_sigma[i] = to_sigma;
+}
+
+// Solves for F, scores it, and solves the adjoint: one block. `want_gradient` false: no adjoint.
+template <class T>
+__global__ void __launch_bounds__(kSolveThreads)
+solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, bool want_gradient, Space s,
+             cpu::DenseResult<T> out) {
+  GLOSS_DYNAMIC_SHARED(double, panel);
+  __shared__ double partial[kSolveThreads / 32];
+  __shared__ int reached[kMostRows], rows[kMostRows], position_of[kMostRows];
+  const int n = int(p.n), classes = int(p.num_classes), me = threadIdx.x, threads = blockDim.x;
+  const double prior = 1.0 / classes;
+
+  find_reachable(n, s.weights, p.labels, reached);
+  const int count = compact(n, rows, position_of, [&](int i) { return reached[i] && (spreading || p.labels[i] < 0); });
+  double labelled = 0;
+  for (int i = me; i < n; i += threads) {
+    out.reachable[i] = uint8_t(reached[i]);
+    labelled += p.labels[i] >= 0;
+  }
+  labelled = block_sum(labelled, partial);
+
+  // Right-hand sides: a thread a row and class; root = D^-1/2 gives the system a unit diagonal.
+  for (int a = me / 32; a < count; a += threads / 32) {
+    const int i = rows[a];
+    double degree = 0;
+    for (int j = me % 32; j < n; j += 32) degree += s.weights[int64_t(i) * n + j] * s.scale[j];
+    degree = warp_sum(degree) * s.scale[i];
+    if (me % 32 == 0) s.root[a] = spreading ? 1 : 1 / sqrt(degree);
+  }
+  __syncthreads();
+  for (int at = me; at < count * classes; at += threads) {
+    const int a = at / classes, c = at % classes, i = rows[a];
+    double sum = 0;
+    if (spreading) sum = p.labels[i] == c ? 1 - options.alpha : 0;
+    else
+      for (int j = 0; j < n; ++j)
+        if (p.labels[j] == c) sum += s.weights[int64_t(i) * n + j] * s.scale[j];
+    s.right[at] = spreading ? sum : sum * s.scale[i] * s.root[a];
+  }
+  bool good = count == 0;
+  for (double jitter = 0; !good && jitter < 1e-9; jitter = jitter > 0 ? jitter * 100 : 1e-14) {
+    __syncthreads();
+    for (int at = me; at < count * count; at += threads) {
+      const int a = at / count, b = at % count;
+      const double factor = spreading ? options.alpha : s.root[a] * s.root[b];
+      const double m = s.weights[int64_t(rows[a]) * n + rows[b]] * s.scale[rows[a]] * s.scale[rows[b]];
+      s.factor[int64_t(a) * n + b] = a == b ? 1 + jitter : -factor * m;
+    }
+    __syncthreads();
+    good = cholesky(count, n, s.factor, panel);
+  }
+  __syncthreads();
+  solve_factor(count, n, s.factor, classes, s.right);
+
+  // F; rows sum to 1 (harmonic: what one lacks goes to the classes as they are among the labelled).
+  double lacks = 0;
+  for (int i = me; i < n; i += threads) {
+    double* f = s.f + int64_t(i) * classes;
+    const int a = position_of[i];
+    double sum = 0;
+    for (int c = 0; c < classes; ++c) {
+      if (a < 0) f[c] = spreading ? 0 : p.labels[i] >= 0 ? double(p.labels[i] == c) : prior;
+      else f[c] = spreading ? s.right[a * classes + c] : fmax(s.root[a] * s.right[a * classes + c], 0.0);
+      sum += f[c];
+    }
+    T* result = out.result + int64_t(i) * classes;
+    if (spreading) {
+      s.to_degree[i] = sum;
+      for (int c = 0; c < classes; ++c) result[c] = T(sum > 0 ? f[c] / sum : prior);
+      continue;
+    }
+    if (a >= 0) {
+      lacks = fmax(lacks, fabs(1 - sum));
+      if (sum < 1)
+        for (int j = 0; j < n; ++j)
+          if (p.labels[j] >= 0) f[p.labels[j]] += (1 - sum) / labelled;
+    }
+    for (int c = 0; c < classes; ++c) result[c] = good ? T(f[c]) : T(NAN);
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) lacks = fmax(lacks, __shfl_xor_sync(0xffffffffu, lacks, offset));
+  if (me % 32 == 0) partial[me / 32] = lacks;
+  __syncthreads();
+  if (me == 0) {
+    for (int w = 1; w < threads / 32; ++w) lacks = fmax(lacks, partial[w]);
+    *out.lacks = lacks;
+  }
+
+  // The weighted mean over the scored documents, and dL/dF into s.lam.
+  double total = 0, loss = 0;
+  for (int i = me; i < n; i += threads) total += weight_of(p, i);
+  total = block_sum(total, partial);
+  for (int i = me; i < n; i += threads) {
+    const double w = total > 0 ? weight_of(p, i) / total : 0;
+    const double sum = spreading ? s.to_degree[i] : 1;
+    const double* f = s.f + int64_t(i) * classes;
+    double* grad = s.lam + int64_t(i) * classes;
+    const auto probability = [&](int64_t c) { return spreading ? (sum > 0 ? f[c] / sum : prior) : f[c]; };
+    for (int c = 0; c < classes; ++c) grad[c] = 0;
+    if (!(w > 0)) continue;
+    const int64_t y = p.targets[i];
+    if (options.paper_target) {
+      double exps = 0;
+      for (int c = 0; c < classes; ++c) exps += exp(probability(c));
+      loss += w * (log(exps) - probability(y));
+      for (int c = 0; c < classes; ++c) grad[c] = w * exp(probability(c)) / exps - (c == y ? w : 0);
+    } else {
+      const double q = (1 - options.smoothing) * fmax(probability(y), 0.0) + options.smoothing / classes;
+      loss -= w * log(q);
+      grad[y] = -w * (1 - options.smoothing) / q;
+    }
+  }
+  loss = block_sum(loss, partial);
+  if (me == 0) *out.loss = T(good ? loss : NAN);
+  if (!want_gradient) return;
+
+  for (int a = me; a < count; a += threads) {
+    const int i = rows[a];
+    const double *grad = s.lam + int64_t(i) * classes, *f = s.f + int64_t(i) * classes;
+    const double sum = spreading ? s.to_degree[i] : 1;
+    double along = 0;  // through the scaling of a row to sum 1
+    for (int c = 0; spreading && sum > 0 && c < classes; ++c) along += grad[c] * f[c] / sum;
+    for (int c = 0; c < classes; ++c)
+      s.right[a * classes + c] = spreading ? (sum > 0 ? (grad[c] - along) / sum : 0) : s.root[a] * grad[c];
+  }
+  __syncthreads();
+  solve_factor(count, n, s.factor, classes, s.right);
+  for (int at = me; at < n * classes; at += threads) {
+    const int a = position_of[at / classes];
+    s.lam[at] = a < 0 ? 0 : (spreading ? options.alpha : s.root[a]) * s.right[a * classes + at % classes];
+  }
+}
+
+unsigned blocks(int64_t rows, int a_block) { return unsigned((rows + a_block - 1) / a_block); }
+
+}  // namespace
+
+template <class T>
+void dense_unit_rows(int64_t n, int64_t cols, const T* x, T* unit, double* inverse_norms, Queue queue) {
+  const DeviceGuard guard(queue.device);
+  if (n > 0) launch(unit_rows_kernel<T>, blocks(n, kWarps), 32 * kWarps, 0, queue.stream, n, cols, x, unit, inverse_norms);
+}
+
+template <class T>
+void dense_unit_rows_backward(int64_t n, int64_t cols, const T* unit, const double* inverse_norms, const T* grad_unit,
+                              T* grad, Queue queue) {
+  const DeviceGuard guard(queue.device);
+  if (n > 0)
+    launch(project_rows_kernel<T>, blocks(n, kWarps), 32 * kWarps, 0, queue.stream, n, cols, unit, inverse_norms,
+           grad_unit, grad);
+}
+
+int64_t dense_loss_workspace(int64_t n, int64_t num_classes) {
+  Workspace memory(nullptr);
+  carve(memory, n, num_classes);
+  return memory.size();
+}
+
+template <class T>
+void dense_loss(const cpu::DenseProblem<T>& problem, const cpu::DenseOptions& options,
+                const cpu::DenseResult<T>& result, void* workspace, Queue queue) {
+  const int64_t n = problem.n, classes = problem.num_classes;
+  if (n < 1 || n > kMostRows)
+    throw std::invalid_argument("embeddings: got " + std::to_string(n) + " rows, wants 1 to " +
+                                std::to_string(kMostRows));
+  const DeviceGuard guard(queue.device);
+  const bool spreading = !std::isnan(options.alpha), gradient = result.grad_cosines != nullptr;
+  const bool normalized = options.normalization != Normalization::row;
+  const bool paper = options.normalization == Normalization::paper;
+  Workspace memory(workspace);
+  const Space space = carve(memory, n, classes);
+  const auto by_rows = [&](auto kernel, auto... arguments) {
+    launch(kernel, unsigned(n), kRowThreads, 0, queue.stream, arguments...);
+  };
+  by_rows(weights_kernel<T>, problem, std::is_same_v<T, double> ? 1e-280 : 1e-32, space);
+  if (normalized) by_rows(scale_kernel, n, paper, space);
+  launch(solve_kernel<T>, 1, kSolveThreads, size_t(n) * kPanelColumns * sizeof(double), queue.stream, problem, options,
+         spreading, gradient, space, result);
+  if (!gradient) return;
+  if (normalized) by_rows(to_scale_kernel, n, classes, spreading, paper, space);
+  if (paper) by_rows(to_degree_kernel, n, space);
+  by_rows(edges_kernel<T>, problem, spreading, normalized, space, result.grad_cosines, result.grad_inverse_sigma);
+}
+
+#define GLOSS_INSTANTIATE(T)                                                                                    \
+  template void dense_unit_rows<T>(int64_t, int64_t, const T*, T*, double*, Queue);                             \
+  template void dense_unit_rows_backward<T>(int64_t, int64_t, const T*, const double*, const T*, T*, Queue);    \
+  template void dense_loss<T>(const cpu::DenseProblem<T>&, const cpu::DenseOptions&, const cpu::DenseResult<T>&, \
+                              void*, Queue);
+GLOSS_INSTANTIATE(float)
+GLOSS_INSTANTIATE(double)
+
+}  // namespace gloss::cuda
