@@ -1,30 +1,12 @@
-// The only file that knows Python: pointers and sizes in, calls of the core (gloss.h) with the GIL released.
-// The Python side (gloss_kernels/_native.py) allocates every buffer and has checked dtypes and shapes.
-#include <pybind11/pybind11.h>
-
-#include <string>
-#include <tuple>
-
+// Python's way to the core: pointers and sizes in, calls of gloss.h with the GIL released. The CUDA half is
+// bindings_cuda.cpp. The Python side (gloss_kernels/_cpu.py) allocates every buffer and has checked dtypes and shapes.
+#include "bindings.h"
 #include "cpu/isa.h"
-#include "gloss.h"
 
-namespace py = pybind11;
 using namespace gloss;
+using namespace gloss::bindings;
 
 namespace {
-
-using Address = uintptr_t;  // of a tensor's first element; 0 is null
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// Runs f(T{}) for T = double or float.
-template <class F>
-auto by_type(bool is_double, F f) {
-  return is_double ? f(double{}) : f(float{});
-}
 
 // Ctrl-C and the caller's progress function; runs on the calling thread, which gave up the GIL.
 struct Reporter {
@@ -46,13 +28,13 @@ struct Reporter {
   }
 };
 
-py::dict cosine_topk(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, Address hint, int64_t hint_k,
+py::dict cosine_topk(View queries, View corpus, int64_t k, bool exclude_self, Address hint, int64_t hint_k,
                      Address values, Address indices, int threads, py::object function) {
   Reporter reporter{std::move(function)};
   cpu::TopkStats stats{};
   try {
     py::gil_scoped_release no_gil;
-    cpu::cosine_topk(queries, corpus, k, exclude_self, at<int64_t>(hint), hint_k, at<void>(values),
+    cpu::cosine_topk(to_view(queries), to_view(corpus), k, exclude_self, at<int64_t>(hint), hint_k, at<void>(values),
                      at<int64_t>(indices), threads, reporter.progress(), &stats);
   } catch (const Cancelled&) {
     throw py::error_already_set();  // the KeyboardInterrupt or the exception of the progress function
@@ -66,12 +48,12 @@ py::dict cosine_topk(MatrixView queries, MatrixView corpus, int64_t k, bool excl
   return out;
 }
 
-void cosine_topk_backward(MatrixView queries, MatrixView corpus, int64_t k, Address indices, bool is_double,
+void cosine_topk_backward(View queries, View corpus, int64_t k, Address indices, bool is_double,
                           Address grad_values, Address grad_queries, Address grad_corpus, int threads) {
   py::gil_scoped_release no_gil;
   by_type(is_double, [&](auto type) {
     using T = decltype(type);
-    cpu::cosine_topk_backward<T>(queries, corpus, k, at<int64_t>(indices), at<T>(grad_values), at<T>(grad_queries),
+    cpu::cosine_topk_backward<T>(to_view(queries), to_view(corpus), k, at<int64_t>(indices), at<T>(grad_values), at<T>(grad_queries),
                                  at<T>(grad_corpus), threads);
   });
 }
@@ -123,11 +105,6 @@ void normalize_edges_backward(Address crow, Address col, int64_t n, bool is_doub
   });
 }
 
-using Options = std::tuple<double, double, double, int64_t, int>;  // alpha, prior_strength, tol, max_iter, threads
-cpu::PropagateOptions to_options(const Options& o) {
-  return {std::get<0>(o), std::get<1>(o), std::get<2>(o), std::get<3>(o), std::get<4>(o)};
-}
-
 int64_t propagate(Address crow, Address col, int64_t n, bool is_double, Address values, int64_t num_classes,
                   Address fixed, Address boundary, bool has_initial, Address prior, Options options, Address result,
                   Address residual, Address reachable, Address used_tol) {
@@ -172,43 +149,18 @@ void dense_unit_rows_backward(int64_t n, int64_t cols, bool is_double, Address u
   });
 }
 
-void dense_loss(int64_t n, int64_t num_classes, bool is_double, Address cosines, Address inverse_sigma, Address labels,
-                Address targets, Address scored, Address class_weight, double alpha, int normalization,
-                bool paper_target, double smoothing, int threads, Address loss, Address result, Address reachable,
-                Address lacks, Address grad_cosines, Address grad_inverse_sigma) {
+void dense_loss(DenseArguments problem, DenseHow how, DenseOutputs outputs) {
   py::gil_scoped_release no_gil;
-  by_type(is_double, [&](auto type) {
+  by_type(std::get<2>(problem), [&](auto type) {
     using T = decltype(type);
-    cpu::dense_loss<T>({n, num_classes, at<T>(cosines), at<double>(inverse_sigma), at<int64_t>(labels),
-                        at<int64_t>(targets), at<uint8_t>(scored), at<double>(class_weight)},
-                       {alpha, Normalization(normalization), paper_target, smoothing, threads},
-                       {at<T>(loss), at<T>(result), at<uint8_t>(reachable), at<double>(lacks), at<T>(grad_cosines),
-                        at<double>(grad_inverse_sigma)});
+    cpu::dense_loss<T>(to_dense_problem<T>(problem), to_dense_options(how), to_dense_result<T>(outputs));
   });
 }
-
-#if defined(GLOSS_CUDA)
-void cuda_normalize_rows(MatrixView in, Address out, int out_dtype, Address norms, Address residuals, int device,
-                         Address stream) {
-  py::gil_scoped_release no_gil;
-  cuda::normalize_rows(in, at<void>(out), DType(out_dtype), at<float>(norms), at<float>(residuals), device,
-                       at<void>(stream));
-}
-std::string cuda_architectures() { return GLOSS_CUDA_ARCHITECTURES; }
-std::string cuda_problem() { return cuda::problem(); }
-#else
-std::string cuda_architectures() { return ""; }
-std::string cuda_problem() { return "this build has no CUDA core"; }
-#endif
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The native core of gloss_kernels; gloss_kernels._native calls it.";
-  py::class_<MatrixView>(m, "Matrix")
-      .def(py::init([](Address data, int dtype, int64_t rows, int64_t cols, int64_t stride) {
-        return MatrixView{at<void>(data), DType(dtype), rows, cols, stride};
-      }));
   m.def("isa", [] { return cpu::isa_name(cpu::isa()); });
   m.def("cosine_topk", &cosine_topk);
   m.def("cosine_topk_backward", &cosine_topk_backward);
@@ -222,9 +174,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("dense_unit_rows", &dense_unit_rows);
   m.def("dense_unit_rows_backward", &dense_unit_rows_backward);
   m.def("dense_loss", &dense_loss);
-  m.def("cuda_architectures", &cuda_architectures);
-  m.def("cuda_problem", &cuda_problem);
 #if defined(GLOSS_CUDA)
-  m.def("cuda_normalize_rows", &cuda_normalize_rows);
+  m.def("cuda_architectures", [] { return GLOSS_CUDA_ARCHITECTURES; });
+  bind_cuda(m);
+#else
+  m.def("cuda_architectures", [] { return ""; });
+  m.def("cuda_problem", [] { return "this build has no CUDA core"; });
 #endif
 }

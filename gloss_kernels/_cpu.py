@@ -259,26 +259,32 @@ def dense_loss(
     grad_sigma = torch.empty(n if want_gradient else 0, dtype=torch.float64)
     grad_cosines = torch.empty_like(cosines) if want_gradient else None
     _native.core.dense_loss(
-        n,
-        num_classes,
-        is_double,
-        cosines.data_ptr(),
-        inverse_sigma.data_ptr(),
-        labels.data_ptr(),
-        targets.data_ptr(),
-        scored.data_ptr(),
-        0 if class_weight is None else class_weight.data_ptr(),
-        math.nan if alpha is None else alpha,
-        _native.NORMALIZE[normalization],
-        target == "paper",
-        smoothing,
-        threads,
-        loss.data_ptr(),
-        result.data_ptr(),
-        reachable.data_ptr(),
-        lacks.data_ptr(),
-        0 if grad_cosines is None else grad_cosines.data_ptr(),
-        grad_sigma.data_ptr(),
+        (
+            n,
+            num_classes,
+            is_double,
+            cosines.data_ptr(),
+            inverse_sigma.data_ptr(),
+            labels.data_ptr(),
+            targets.data_ptr(),
+            scored.data_ptr(),
+            0 if class_weight is None else class_weight.data_ptr(),
+        ),
+        (
+            math.nan if alpha is None else alpha,
+            _native.NORMALIZE[normalization],
+            target == "paper",
+            smoothing,
+            threads,
+        ),
+        (
+            loss.data_ptr(),
+            result.data_ptr(),
+            reachable.data_ptr(),
+            lacks.data_ptr(),
+            0 if grad_cosines is None else grad_cosines.data_ptr(),
+            grad_sigma.data_ptr(),
+        ),
     )
     if grad_cosines is None:
         return loss, result, reachable, lacks, x.new_empty(0), grad_sigma

@@ -284,3 +284,74 @@ def propagate_backward(
         call.queue,
     )
     return grad_values, residual
+
+
+def dense_loss(
+    embeddings: Tensor,
+    inverse_sigma: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    scored: Tensor,
+    class_weight: Tensor | None,
+    num_classes: int,
+    alpha: float | None,
+    normalization: str,
+    target: str,
+    smoothing: float,
+    want_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    call = _Call(embeddings)
+    (n, d), dtype = embeddings.shape, _native.compute_dtype(embeddings)
+    x, inverse_sigma, labels, targets, scored = (
+        t.contiguous() for t in (embeddings.to(dtype), inverse_sigma, labels, targets, scored)
+    )
+    is_double = dtype == torch.float64
+    unit, inverse_norms = torch.empty_like(x), call.empty(n, torch.float64)
+    call.core.cuda_dense_unit_rows(
+        n, d, is_double, x.data_ptr(), unit.data_ptr(), inverse_norms.data_ptr(), call.queue
+    )
+    cosines = unit @ unit.T
+
+    loss, result = call.empty((), dtype), call.empty((n, num_classes), dtype)
+    reachable, lacks = call.empty(n, torch.bool), call.empty((), torch.float64)
+    grad_sigma = call.empty(n if want_gradient else 0, torch.float64)
+    grad_cosines = torch.empty_like(cosines) if want_gradient else None
+    space = call.workspace(call.core.cuda_dense_loss_workspace(n, num_classes))
+    call.core.cuda_dense_loss(
+        (
+            n,
+            num_classes,
+            is_double,
+            cosines.data_ptr(),
+            inverse_sigma.data_ptr(),
+            labels.data_ptr(),
+            targets.data_ptr(),
+            scored.data_ptr(),
+            0 if class_weight is None else class_weight.data_ptr(),
+        ),
+        (math.nan if alpha is None else alpha, _native.NORMALIZE[normalization], target == "paper", smoothing, 1),
+        (
+            loss.data_ptr(),
+            result.data_ptr(),
+            reachable.data_ptr(),
+            lacks.data_ptr(),
+            0 if grad_cosines is None else grad_cosines.data_ptr(),
+            grad_sigma.data_ptr(),
+        ),
+        space.data_ptr(),
+        call.queue,
+    )
+    if grad_cosines is None:
+        return loss, result, reachable, lacks, x.new_empty(0), grad_sigma
+    grad_unit, grad = grad_cosines @ unit, torch.empty_like(x)
+    call.core.cuda_dense_unit_rows_backward(
+        n,
+        d,
+        is_double,
+        unit.data_ptr(),
+        inverse_norms.data_ptr(),
+        grad_unit.data_ptr(),
+        grad.data_ptr(),
+        call.queue,
+    )
+    return loss, result, reachable, lacks, grad, grad_sigma

@@ -66,9 +66,12 @@ def kernels(backend: str) -> Kernels:
     return module
 
 
-def has_dense(device: torch.device) -> bool:
-    """Whether dense_loss has a kernel for the device; elsewhere the dense path is torch operations."""
-    return device.type == "cpu" and _native.core is not None
+def dense_backend(backend: str, device: torch.device) -> str | None:
+    """The backend whose dense_loss serves for what resolve() returned; None: the dense path is torch operations."""
+    if backend == "torch":
+        backend = "cpu" if device.type == "cpu" else "cuda"
+        return backend if (_native.core is not None if backend == "cpu" else _has_cuda()) else None
+    return backend if backend in ("cpu", "cuda") else None
 
 
 def _has_cuda() -> bool:  # no call of the core: torch.compile traces this

@@ -61,8 +61,9 @@ def matrix(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def view(x: Tensor) -> Any:
-    return core.Matrix(x.data_ptr(), _DTYPES[x.dtype], x.shape[0], x.shape[1], x.stride(0))
+def view(x: Tensor) -> tuple[int, int, int, int, int]:
+    """As the core takes a matrix: address, dtype, rows, columns, row stride."""
+    return x.data_ptr(), _DTYPES[x.dtype], x.shape[0], x.shape[1], x.stride(0)
 
 
 def is_double(x: Tensor) -> bool:

@@ -204,18 +204,18 @@ def _g_loss(
     visible = torch.where(hide_mask, -1, labels)
     is_dense = n_neighbors is None or n - 1 <= n_neighbors
     chosen = _dispatch.resolve(backend, embeddings.device, dense=is_dense)
-    is_native = is_dense and chosen != "reference" and n <= dense.NATIVE_ROWS and _dispatch.has_dense(embeddings.device)
-    if is_dense and not is_native and not torch.compiler.is_compiling() and embeddings.device.type == "cpu":
+    native = _dispatch.dense_backend(chosen, embeddings.device) if is_dense and 0 < n <= dense.NATIVE_ROWS else None
+    if is_dense and not native and not torch.compiler.is_compiling() and embeddings.device.type == "cpu":
         check_finite("embeddings", embeddings)  # the others' kernels do it
     with torch.autocast(embeddings.device.type, enabled=False):
         if isinstance(sigma, str):
             sigma = estimate_sigma(sigma, embeddings, visible)
         sigma = check_sigma(sigma, n)
         scored = hide_mask & (labels >= 0)
-        if is_native:
+        if native:
             return dense.batch_loss(
                 embeddings, visible, labels, scored, num_classes, sigma, alpha, normalization, target, class_weight,
-                SMOOTHING, "cpu" if chosen == "torch" else chosen,
+                SMOOTHING, native,
             )  # fmt: skip
         if chosen == "reference":
             graph = reference.adjacency(embeddings, n_neighbors, _as_product(sigma))
