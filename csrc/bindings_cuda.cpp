@@ -19,6 +19,34 @@ void normalize_rows(View in, Address out, int out_dtype, Address norms, Address 
                        to_queue(queue));
 }
 
+// ------------------------------------------------------------------------------------------------ topk
+int64_t cosine_topk_workspace(View queries, View corpus, int64_t k, bool exclude_self, int64_t hint_k) {
+  return cuda::cosine_topk_workspace(to_view(queries), to_view(corpus), k, exclude_self, hint_k);
+}
+
+void cosine_topk(View queries, View corpus, int64_t k, bool exclude_self, Address hint, int64_t hint_k, Address values,
+                 Address indices, Address status, Address workspace, QueueTuple queue) {
+  py::gil_scoped_release no_gil;
+  cuda::cosine_topk(to_view(queries), to_view(corpus), k, exclude_self, at<int64_t>(hint), hint_k, at<void>(values),
+                    at<int64_t>(indices), at<cuda::TopkStatus>(status), at<void>(workspace), to_queue(queue));
+}
+
+int64_t cosine_topk_backward_workspace(View queries, View corpus, int64_t k, bool is_double) {
+  return by_type(is_double, [&](auto type) {
+    return cuda::cosine_topk_backward_workspace<decltype(type)>(to_view(queries), to_view(corpus), k);
+  });
+}
+
+void cosine_topk_backward(View queries, View corpus, int64_t k, Address indices, bool is_double, Address grad_values,
+                          Address grad_queries, Address grad_corpus, Address workspace, QueueTuple queue) {
+  py::gil_scoped_release no_gil;
+  by_type(is_double, [&](auto type) {
+    using T = decltype(type);
+    cuda::cosine_topk_backward<T>(to_view(queries), to_view(corpus), k, at<int64_t>(indices), at<T>(grad_values),
+                                  at<T>(grad_queries), at<T>(grad_corpus), at<void>(workspace), to_queue(queue));
+  });
+}
+
 // ----------------------------------------------------------------------------------------------- graph
 void knn_structure(Address indices, int64_t n, int64_t k, int mode, Address crow, Address col, Address forward,
                    Address reverse, Address workspace, QueueTuple queue) {
@@ -117,6 +145,10 @@ namespace gloss::bindings {
 void bind_cuda(py::module_& m) {
   m.def("cuda_problem", &cuda::problem);
   m.def("cuda_normalize_rows", &normalize_rows);
+  m.def("cuda_cosine_topk_workspace", &cosine_topk_workspace);
+  m.def("cuda_cosine_topk", &cosine_topk);
+  m.def("cuda_cosine_topk_backward_workspace", &cosine_topk_backward_workspace);
+  m.def("cuda_cosine_topk_backward", &cosine_topk_backward);
   m.def("cuda_knn_structure_workspace",
         [](int64_t n, int64_t k, int mode) { return cuda::knn_structure_workspace(n, k, Symmetrize(mode)); });
   m.def("cuda_knn_structure", &knn_structure);

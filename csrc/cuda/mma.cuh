@@ -119,6 +119,7 @@ inline void cp_async_16(void* shared, const void* global, int valid = 16) {
   if (emulated::pointer(shared) % 16 || (valid > 0 && emulated::pointer(global) % 16))
     ::emulator::stop("cp.async: not aligned to 16 bytes");
   ::emulator::Fiber& me = ::emulator::self();
+  std::memset(shared, 0xff, 16);  // until it lands, nobody may count on what was there
   me.copies.push_back({shared, global, 16, unsigned(valid), me.group});
 }
 inline void cp_async_commit() { ++::emulator::self().group; }

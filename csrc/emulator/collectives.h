@@ -13,6 +13,9 @@ inline uint64_t at_barrier(unsigned kind, uint64_t value) {
   return self().out;
 }
 
+// Any set that holds the caller is a legal answer.
+inline unsigned only_me() { return 1u << lane(); }
+
 // Meets the other lanes of the mask at `collective`, which computes every lane's result.
 inline uint64_t collective(Collective operation, unsigned mask, uint64_t value, unsigned argument = 0) {
   Fiber& me = self();
@@ -30,8 +33,11 @@ void each_lane(unsigned lanes, F f) {
   for (unsigned left = lanes; left; left &= left - 1) f(unsigned(__builtin_ctz(left)));
 }
 
-inline void shuffle(Fiber* warp, unsigned lanes) {  // from a lane that is not there: one's own value
-  each_lane(lanes, [&](unsigned l) { warp[l].out = warp[lanes >> warp[l].argument & 1 ? warp[l].argument : l].value; });
+inline void shuffle(Fiber* warp, unsigned lanes) {  // from a lane that takes no part: poison
+  each_lane(lanes, [&](unsigned l) {
+    const unsigned from = warp[l].argument;
+    warp[l].out = from < 32 && (lanes >> from & 1) ? warp[from].value : ~uint64_t(0);
+  });
 }
 inline void ballot(Fiber* warp, unsigned lanes) {
   uint64_t votes = 0;
@@ -83,6 +89,7 @@ T from_bits(uint64_t bits) {
 
 }  // namespace emulator
 
+inline unsigned __activemask() { return emulator::only_me(); }
 inline void __syncthreads() { emulator::at_barrier(0, 0); }
 inline int __syncthreads_or(int value) { return int(emulator::at_barrier(1, value != 0)); }
 inline int __syncthreads_and(int value) { return int(emulator::at_barrier(2, value != 0)); }
@@ -96,9 +103,11 @@ T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
       emulator::collective(emulator::shuffle, mask, emulator::to_bits(value), first | (unsigned(source) & unsigned(width - 1))));
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes, int = 32) {
+T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
+  const unsigned lane = emulator::lane(), end = (lane & ~unsigned(width - 1)) + unsigned(width);
+  const unsigned source = lane ^ unsigned(lanes);
   return emulator::from_bits<T>(
-      emulator::collective(emulator::shuffle, mask, emulator::to_bits(value), emulator::lane() ^ unsigned(lanes)));
+      emulator::collective(emulator::shuffle, mask, emulator::to_bits(value), source < end ? source : lane));
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {

@@ -70,7 +70,12 @@ inline Fiber& self() { return block.fibers[block.current]; }
 
 #if defined(__x86_64__)
 // Saves the registers that a call must keep and the stack pointer, and goes on where `to` stopped.
-__attribute__((naked, noinline)) static void switch_stack(void** /*from*/, void* /*to*/) {
+#if defined(__clang__)
+__attribute__((naked, noinline)) static
+#else  // noipa: or g++ may conclude from the empty-looking body that registers and memory survive a switch
+__attribute__((naked, noinline, noipa)) static
+#endif
+void switch_stack(void** /*from*/, void* /*to*/) {
   asm volatile(
       "pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
       "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"

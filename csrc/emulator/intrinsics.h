@@ -21,6 +21,12 @@ template <class T>
 void __stcg(T* at, T value) { *at = value; }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
+inline void __threadfence_system() {}
+inline unsigned __brev(unsigned x) {
+  unsigned reversed = 0;
+  for (int bit = 0; bit < 32; ++bit) reversed |= (x >> bit & 1u) << (31 - bit);
+  return reversed;
+}
 
 namespace emulator {
 template <class To, class From>

@@ -6,18 +6,15 @@
 // shared memory and read twice, and 24 bytes an entry of the result.
 #include "cuda/common.cuh"
 #include "cuda/scan.cuh"
-#include "cuda/sort.cuh"
+#include "cuda/segments.cuh"
 
 namespace gloss::cuda {
 namespace {
 
-using Key = unsigned long long;  // column << 32 | reverse << 31 | r
+// A Key is column << 32 | reverse << 31 | r.
 constexpr Key kReverse = Key(1) << 31;
 
 constexpr int kWarps = 4;
-constexpr int kShort = 256;      // keys of a row that a warp sorts
-constexpr int kBlockKeys = 4096;  // of a row that a block sorts in shared memory
-constexpr int kLongThreads = 512, kLongBlocks = 256;
 
 __device__ inline bool is_edge(int64_t i, int64_t j, int64_t n) { return j >= 0 && j < n && j != i; }
 
@@ -27,13 +24,12 @@ struct Space {
   int64_t* start;   // [n + 1]
   int64_t* sums;
   Key* keys;        // [2 n k]
-  int* long_rows;   // [n]
-  int* long_count;  // []
+  LongSegments long_rows;
 };
 
 Space carve(Workspace& memory, int64_t n, int64_t k) {
   return {memory.take<int>(n),          memory.take<int>(n),     memory.take<int64_t>(n + 1), take_scan_space(memory, n),
-          memory.take<Key>(2 * n * k), memory.take<int>(n), memory.take<int>(1)};
+          memory.take<Key>(2 * n * k), take_long_segments(memory, n)};
 }
 
 __global__ void __launch_bounds__(256) count_kernel(const int64_t* __restrict__ indices, int64_t n, int64_t k, int* counts) {
@@ -53,40 +49,6 @@ fill_kernel(const int64_t* __restrict__ indices, int64_t n, int64_t k, const int
   const Key r = Key(at % k);
   keys[start[i] + atomicAdd(&cursor[i], 1)] = Key(j) << 32 | r;
   keys[start[j] + atomicAdd(&cursor[j], 1)] = Key(i) << 32 | kReverse | r;
-}
-
-// Sorts the short rows, one warp each, and lists the others.
-__global__ void __launch_bounds__(32 * kWarps)
-sort_short_kernel(int64_t n, const int64_t* __restrict__ start, Key* __restrict__ keys, int* long_rows, int* long_count) {
-  __shared__ Key sorted[kWarps][kShort];
-  const int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (row >= n) return;
-  const int64_t first = start[row], count = start[row + 1] - first;
-  if (count > kShort) {
-    if (lane == 0) long_rows[atomicAdd(long_count, 1)] = int(row);
-    return;
-  }
-  Key* mine = sorted[threadIdx.x / 32];
-  for (int64_t c = lane; c < count; c += 32) mine[c] = keys[first + c];
-  __syncwarp();
-  bitonic_sort(mine, count, lane, 32, [] { __syncwarp(); });
-  for (int64_t c = lane; c < count; c += 32) keys[first + c] = mine[c];
-}
-
-__global__ void __launch_bounds__(kLongThreads)
-sort_long_kernel(const int64_t* __restrict__ start, Key* keys, const int* __restrict__ long_rows, const int* __restrict__ long_count) {
-  GLOSS_DYNAMIC_SHARED(Key, sorted);
-  for (int at = blockIdx.x; at < *long_count; at += gridDim.x) {
-    const int64_t first = start[long_rows[at]], count = start[long_rows[at] + 1] - first;
-    const bool fits = count <= kBlockKeys;
-    Key* items = fits ? sorted : keys + first;
-    for (int64_t c = threadIdx.x; fits && c < count; c += blockDim.x) items[c] = keys[first + c];
-    __syncthreads();
-    bitonic_sort(items, count, int(threadIdx.x), int(blockDim.x), [] { __syncthreads(); });
-    for (int64_t c = threadIdx.x; fits && c < count; c += blockDim.x) keys[first + c] = items[c];
-    __syncthreads();
-  }
 }
 
 // Calls entry(column, forward r or -1, reverse r or -1) for the entries of a row that the mode keeps, in order, as long as
@@ -165,13 +127,10 @@ void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode
     return;
   }
   for (int* counter : {s.counts, s.cursor}) check(cudaMemsetAsync(counter, 0, size_t(n) * 4, stream), "cudaMemsetAsync");
-  check(cudaMemsetAsync(s.long_count, 0, 4, stream), "cudaMemsetAsync");
   launch(count_kernel, blocks(n * k, 256), 256, 0, queue.stream, indices, n, k, s.counts);
   exclusive_scan(s.counts, n, s.start, s.sums, queue);
   launch(fill_kernel, blocks(n * k, 256), 256, 0, queue.stream, indices, n, k, s.start, s.cursor, s.keys);
-  launch(sort_short_kernel, blocks(n, kWarps), 32 * kWarps, 0, queue.stream, n, s.start, s.keys, s.long_rows, s.long_count);
-  launch(sort_long_kernel, kLongBlocks, kLongThreads, kBlockKeys * sizeof(Key), queue.stream, s.start, s.keys, s.long_rows,
-         s.long_count);
+  sort_segments(n, s.start, s.keys, s.long_rows, queue);
   const auto entries = [&](auto kernel) {
     launch(kernel, blocks(n, kWarps), 32 * kWarps, 0, queue.stream, n, k, mode, s.start, s.keys, s.counts, crow, col,
            forward, reverse);

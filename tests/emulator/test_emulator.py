@@ -67,7 +67,6 @@ def test_mistake_is_noticed(selftest: Path, case: str) -> None:
         assert WRONG[case] in done.stdout + done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="the emulated __shfl_xor_sync leaves its width out of account")
 def test_shuffle_xor_width(selftest: Path) -> None:
     done = run(selftest, "xor_width")
     assert done.returncode == 0, done.stdout
