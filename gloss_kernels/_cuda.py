@@ -1,12 +1,14 @@
 """The CUDA backend: calls of the CUDA core with the pointers of torch tensors, on the current stream of their device.
 
 The same functions as _cpu.py. Nothing waits for the device, so what only the device knows is not raised: a row with NaN
-gets NaN for values. With tensors on the CPU the emulated core runs, where it was built (csrc/emulator).
+gets NaN for values, unless GLOSS_KERNELS_CHECK=1 asks to wait and look. With tensors on the CPU the emulated core runs,
+where it was built (csrc/emulator).
 """
 
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -65,6 +67,10 @@ def cosine_topk(
         space.data_ptr(),
         call.queue,
     )
+    if queries.device.type == "cpu" or os.environ.get("GLOSS_KERNELS_CHECK") == "1":
+        for name, row in zip(("queries", "corpus"), status[:2].tolist(), strict=True):
+            if row >= 0:
+                raise ValueError(f"{name}: row {row} holds NaN or Inf")
     return values, indices
 
 
@@ -307,9 +313,7 @@ def dense_loss(
     )
     is_double = dtype == torch.float64
     unit, inverse_norms = torch.empty_like(x), call.empty(n, torch.float64)
-    call.core.cuda_dense_unit_rows(
-        n, d, is_double, x.data_ptr(), unit.data_ptr(), inverse_norms.data_ptr(), call.queue
-    )
+    call.core.cuda_dense_unit_rows(n, d, is_double, x.data_ptr(), unit.data_ptr(), inverse_norms.data_ptr(), call.queue)
     cosines = unit @ unit.T
 
     loss, result = call.empty((), dtype), call.empty((n, num_classes), dtype)

@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from gloss_kernels import _native
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-BACKENDS = ["cpu"]  # the kernels; each is compared with backend="reference"
+# The kernels; each is compared with backend="reference". The CUDA kernels run on CPU tensors where their emulated build
+# is installed (GLOSS_KERNELS_EMULATOR=1 pip install ...).
+BACKENDS = ["cpu", *(["cuda"] if _native.emulated else [])]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 torch.manual_seed(0)

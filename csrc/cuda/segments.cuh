@@ -7,8 +7,6 @@
 
 namespace gloss::cuda {
 
-using Key = unsigned long long;
-
 constexpr int kSortWarps = 4;
 constexpr int kShort = 256;       // keys that a warp sorts
 constexpr int kBlockKeys = 4096;  // that a block sorts in shared memory

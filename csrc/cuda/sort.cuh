@@ -5,6 +5,8 @@
 
 namespace gloss::cuda {
 
+using Key = unsigned long long;  // what is sorted: a value above an index, mostly
+
 // sync() separates the steps. O(n log^2 n) comparisons over `threads` threads.
 template <class T, class Sync>
 __device__ inline void bitonic_sort(T* items, int64_t n, int thread, int threads, const Sync& sync) {

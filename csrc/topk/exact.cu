@@ -26,14 +26,13 @@ norms_kernel(Rows<In> rows, double* __restrict__ inverse_norms, int64_t* bad_row
   if (inverse != inverse) atomicMin(reinterpret_cast<Key*>(bad_row), Key(i));  // "none" is -1, the largest key
 }
 
-// A row that is not finite has no cosines: NaN as a query; as a corpus row it comes last.
+// A row that is not finite has no cosines: as a corpus row it comes last; of a query, select_row makes NaN.
 template <class T>
-__device__ inline T cosine_or_last(double dot, double query_norm, double corpus_norm) {
-  if (corpus_norm != corpus_norm) return T(-2);
-  return query_norm != query_norm ? T(0) : T(dot * query_norm * corpus_norm);
+__device__ inline T cosine_or_last(double cosine, double query_norm, double corpus_norm) {
+  return corpus_norm != corpus_norm ? T(-2) : query_norm != query_norm ? T(0) : T(cosine);
 }
 
-// dot of query and corpus with the norms taken in before they can overflow.
+// The cosines of up to kTogether queries with corpus row j; norms are taken in before products can overflow.
 template <class In, class T>
 __device__ inline void score(const Rows<In>& queries, const Rows<In>& corpus, const double* query_norms,
                              const double* corpus_norms, int64_t first, int count, int64_t j, int lane, T* out,
@@ -49,8 +48,9 @@ __device__ inline void score(const Rows<In>& queries, const Rows<In>& corpus, co
   }
 #pragma unroll
   for (int q = 0; q < kTogether; ++q) {
+    if (q >= count) break;
     const double sum = warp_sum(sums[q]);
-    if (lane == 0 && q < count) out[q * stride] = cosine_or_last<T>(sum, query_norms[first + q] == query_norms[first + q] ? 1.0 : NAN, v == v ? 1.0 : NAN);
+    if (lane == 0) out[q * stride] = cosine_or_last<T>(sum, query_norms[first + q], v);
   }
 }
 

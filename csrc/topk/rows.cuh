@@ -1,7 +1,7 @@
 // What the top-k kernels share: reading rows of any dtype, order keys, cosines in double.
 #pragma once
 #include "cuda/common.cuh"
-#include "cuda/segments.cuh"
+#include "cuda/sort.cuh"
 #include "cuda/workspace.cuh"
 
 namespace gloss::cuda {
