@@ -109,6 +109,44 @@ void normalize_edges_backward(Address crow, Address col, int64_t n, int64_t capa
   });
 }
 
+// ------------------------------------------------------------------------------------------- propagate
+int64_t propagate_workspace(int64_t n, int64_t capacity, int64_t num_classes, bool is_double) {
+  return by_type(is_double,
+                 [&](auto type) { return cuda::propagate_workspace<decltype(type)>(n, capacity, num_classes); });
+}
+int64_t propagate_backward_workspace(int64_t n, int64_t capacity, int64_t num_classes, bool is_double) {
+  return by_type(is_double,
+                 [&](auto type) { return cuda::propagate_backward_workspace<decltype(type)>(n, capacity, num_classes); });
+}
+
+void propagate(Address crow, Address col, int64_t n, int64_t capacity, int64_t num_classes, bool is_double,
+               Address values, Address fixed, Address boundary, bool has_initial, Address prior, Options options,
+               Address result, Address residual, Address reachable, Address used_tol, Address iterations,
+               Address workspace, QueueTuple queue) {
+  py::gil_scoped_release no_gil;
+  by_type(is_double, [&](auto type) {
+    using T = decltype(type);
+    cuda::propagate<T>({at<int64_t>(crow), at<int64_t>(col), n}, capacity, at<T>(values), num_classes,
+                       at<uint8_t>(fixed), at<T>(boundary), has_initial, at<T>(prior), to_options(options),
+                       at<T>(result), at<double>(residual), at<uint8_t>(reachable), at<double>(used_tol),
+                       at<int64_t>(iterations), at<void>(workspace), to_queue(queue));
+  });
+}
+
+void propagate_backward(Address crow, Address col, int64_t n, int64_t capacity, int64_t num_classes, bool is_double,
+                        Address values, Address fixed, Address reachable, Address prior, Address result,
+                        Address grad_result, Options options, Address tol, Address grad_values, Address residual,
+                        Address iterations, Address workspace, QueueTuple queue) {
+  py::gil_scoped_release no_gil;
+  by_type(is_double, [&](auto type) {
+    using T = decltype(type);
+    cuda::propagate_backward<T>({at<int64_t>(crow), at<int64_t>(col), n}, capacity, at<T>(values), num_classes,
+                                at<uint8_t>(fixed), at<uint8_t>(reachable), at<T>(prior), at<T>(result),
+                                at<T>(grad_result), to_options(options), at<double>(tol), at<T>(grad_values),
+                                at<double>(residual), at<int64_t>(iterations), at<void>(workspace), to_queue(queue));
+  });
+}
+
 // ----------------------------------------------------------------------------------------------- dense
 void dense_unit_rows(int64_t n, int64_t cols, bool is_double, Address x, Address unit, Address inverse_norms,
                      QueueTuple queue) {
@@ -158,6 +196,10 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_normalize_edges_backward_workspace", &normalize_edges_backward_workspace);
   m.def("cuda_normalize_edges", &normalize_edges);
   m.def("cuda_normalize_edges_backward", &normalize_edges_backward);
+  m.def("cuda_propagate_workspace", &propagate_workspace);
+  m.def("cuda_propagate", &propagate);
+  m.def("cuda_propagate_backward_workspace", &propagate_backward_workspace);
+  m.def("cuda_propagate_backward", &propagate_backward);
   m.def("cuda_dense_unit_rows", &dense_unit_rows);
   m.def("cuda_dense_unit_rows_backward", &dense_unit_rows_backward);
   m.def("cuda_dense_loss_workspace", &cuda::dense_loss_workspace);

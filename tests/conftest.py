@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,15 @@ from torch import Tensor
 from gloss_kernels import _native
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+# Where the tensors live: GLOSS_TEST_DEVICE=cuda runs the same grid on a GPU.
+DEVICE = os.environ.get("GLOSS_TEST_DEVICE", "cpu")
 # The kernels; each is compared with backend="reference". The CUDA kernels run on CPU tensors where their emulated build
 # is installed (GLOSS_KERNELS_EMULATOR=1 pip install ...).
-BACKENDS = ["cpu", *(["cuda"] if _native.emulated else [])]
+BACKENDS = ["cpu", *(["cuda"] if _native.emulated else [])] if DEVICE == "cpu" else ["cuda"]
+AUTO_AND_KERNELS = ["auto", *(name for name in BACKENDS if name != "cpu")]  # on the CPU "auto" is "cpu"
+if DEVICE != "cpu":
+    torch.set_default_device(DEVICE)
+    os.environ["GLOSS_KERNELS_CHECK"] = "1"
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 torch.manual_seed(0)
@@ -34,17 +41,18 @@ def shared_file(name: str) -> Path:
 
 def documents(n: int, d: int, dtype: torch.dtype = torch.float32, *, seed: int = 0, clusters: int = 5) -> Tensor:
     """Clustered rows of length about 1, with a common offset: cosines lie between 0.2 and 1, as in text embeddings."""
-    generator = torch.Generator().manual_seed(seed)
-    centers = torch.randn(clusters, d, generator=generator, dtype=torch.float64)
-    rows = centers[torch.arange(n) % clusters] + torch.randn(n, d, generator=generator, dtype=torch.float64) + 0.7
-    return (rows / d**0.5).to(dtype)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    options = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+    centers, noise = torch.randn(clusters, d, **options), torch.randn(n, d, **options)
+    rows = centers[torch.arange(n, device="cpu") % clusters] + noise + 0.7
+    return (rows / d**0.5).to(DEVICE, dtype)
 
 
 def labels_for(n: int, num_classes: int, labeled: float = 0.7, *, seed: int = 1) -> Tensor:
     """Labels by cluster, -1 (unlabelled) on a random part."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(n) % num_classes
-    return torch.where(torch.rand(n, generator=generator) < labeled, labels, -1)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    labels = torch.arange(n, device="cpu") % num_classes
+    return torch.where(torch.rand(n, generator=generator, device="cpu") < labeled, labels, -1).to(DEVICE)
 
 
 def assert_no_worse(ours: Tensor, torchs: Tensor, truth: Tensor, *, slack: float = 2.0, tiny: float = 1e-6) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import shared_file
+from conftest import AUTO_AND_KERNELS, shared_file
 
 from gloss_kernels import GLoss
 
@@ -11,7 +11,7 @@ from gloss_kernels import GLoss
 TOLERANCE = {torch.float64: (1e-9, 1e-7), torch.float32: (1e-4, 1e-2)}
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("backend", [*AUTO_AND_KERNELS, "reference"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("case", range(12))
 def test_paper_parity(case: int, dtype: torch.dtype, backend: str) -> None:
