@@ -16,8 +16,9 @@ struct Place {
   __device__ explicit Place(int lanes)
       : groups(kPanelThreads / lanes), group(int(threadIdx.x) / lanes), lane(int(threadIdx.x) % lanes),
         valid(group < groups) {}
-  __device__ int64_t first_row() const { return int64_t(blockIdx.x) * groups + group; }
-  __device__ int64_t stride() const { return int64_t(gridDim.x) * groups; }
+  // Rows are fewer than 2^31 and a grid's groups fewer than 2^20: the row after the last fits as well.
+  __device__ unsigned first_row() const { return blockIdx.x * unsigned(groups) + unsigned(group); }
+  __device__ unsigned stride() const { return gridDim.x * unsigned(groups); }
 };
 
 // space[c] = sum over g of space[g * width + c]. Called by all threads of the block; synchronises before and after.

@@ -3,17 +3,18 @@
 // the numbers they find there.
 #pragma once
 #include <cmath>
+#include <type_traits>
 
 #include "cuda/common.cuh"
 #include "cuda/workspace.cuh"
 
 namespace gloss::cuda {
 
-// One load an edge: the scaled weight B_ij and the row j.
+// The scaled weight B_ij and the row j, of one size so that an edge is one load.
 template <class T>
 struct alignas(2 * sizeof(T)) Edge {
   T value;
-  int col;
+  std::conditional_t<sizeof(T) == 8, int64_t, int> col;
 };
 
 // Edges [begin, begin + count) of a row of B. A long row (by its edges in the graph) is a block's work, not a group's.

@@ -24,16 +24,25 @@ __global__ void start_kernel(Solver<T> s, double tol, const double* tol_pointer,
   if (used_tol) *used_tol = tol;
 }
 
-// sum += the neighbours' rows, times their weights; every `step`-th edge from `begin` on.
+// sum += the neighbours' rows, times their weights: of every `step`-th edge from `begin` on. The loads of a batch of edges
+// are in flight together, those past the end left out.
 template <class Sum, class T>
-__device__ inline void add_neighbors(const Edge<T>* __restrict__ edges, int64_t begin, int64_t end, int step,
+__device__ inline void add_neighbors(const Edge<T>* __restrict__ edges, int begin, int end, int step,
                                      const Pack<T>* __restrict__ x, int lanes, int lane, Sum* sum) {
-#pragma unroll 4
-  for (int64_t e = begin; e < end; e += step) {
-    const Edge<T> edge = edges[e];
-    const Pack<T> other = x[int64_t(edge.col) * lanes + lane];
+  constexpr int kFlight = sizeof(Sum) == 4 ? 4 : sizeof(T) == 8 ? 3 : 2;  // more do not fit in 64 registers
+#pragma unroll 1
+  for (int first = begin; first < end; first += kFlight * step) {
+    Edge<T> edge[kFlight];
+    Pack<T> other[kFlight];
 #pragma unroll
-    for (int v = 0; v < Pack<T>::kSize; ++v) sum[v] += Sum(edge.value) * Sum(other.v[v]);
+    for (int u = 0; u < kFlight; ++u) edge[u] = first + u * step < end ? edges[first + u * step] : Edge<T>{T(0), -1};
+#pragma unroll
+    for (int u = 0; u < kFlight; ++u)
+      other[u] = edge[u].col >= 0 ? x[int64_t(edge[u].col) * lanes + lane] : Pack<T>{};
+#pragma unroll
+    for (int u = 0; u < kFlight; ++u)
+#pragma unroll
+      for (int v = 0; v < Pack<T>::kSize; ++v) sum[v] += Sum(edge[u].value) * Sum(other[u].v[v]);
   }
 }
 
@@ -55,8 +64,8 @@ __global__ void __launch_bounds__(kPanelThreads, 2) apply_kernel(Solver<T> s, Pa
   const Pack<T>* __restrict__ x = kResidual ? s.x : s.p;
   const Edge<T>* __restrict__ edges = s.hidden.edge;
   double dots[kSize] = {};
-  const auto store = [&](int64_t row, const Sum* sum) {
-    const int64_t to = row * panel.lanes + at.lane;
+  const auto store = [&](unsigned row, const Sum* sum) {
+    const int64_t to = int64_t(row) * panel.lanes + at.lane;
     const Pack<T> mine = x[to];
     Pack<T> out;
     if constexpr (kResidual) {
@@ -80,20 +89,24 @@ __global__ void __launch_bounds__(kPanelThreads, 2) apply_kernel(Solver<T> s, Pa
     }
   };
 
-  const int64_t rows = s.hidden.rows(), long_rows = s.hidden.long_rows();
-  if (wanted)
-    for (int64_t i = at.first_row(); i < rows; i += at.stride()) {
-      const Row row = s.hidden.row[i];
+  const auto rows = unsigned(s.hidden.rows());
+  const int64_t long_rows = s.hidden.long_rows();
+  if (wanted) {
+    Row next = at.first_row() < rows ? s.hidden.row[at.first_row()] : Row{};  // one load less to wait for
+    for (unsigned i = at.first_row(); i < rows; i += at.stride()) {
+      const Row row = next;
+      if (i + at.stride() < rows) next = s.hidden.row[i + at.stride()];
       if (row.is_long) continue;
       Sum sum[kSize] = {};
-      add_neighbors(edges, row.begin, row.begin + row.count, 1, x, panel.lanes, at.lane, sum);
+      add_neighbors(edges + row.begin, 0, row.count, 1, x, panel.lanes, at.lane, sum);
       store(i, sum);
     }
+  }
   for (int64_t l = blockIdx.x; l < long_rows; l += gridDim.x) {
-    const int64_t i = s.hidden.long_row[l];
+    const auto i = unsigned(s.hidden.long_row[l]);
     const Row row = s.hidden.row[i];
     Sum sum[kSize] = {};
-    if (wanted) add_neighbors(edges, row.begin + at.group, row.begin + row.count, at.groups, x, panel.lanes, at.lane, sum);
+    if (wanted) add_neighbors(edges + row.begin, at.group, row.count, at.groups, x, panel.lanes, at.lane, sum);
     if (at.valid)
 #pragma unroll
       for (int v = 0; v < kSize; ++v) space[at.group * width + own + v] = double(sum[v]);
@@ -140,23 +153,26 @@ __global__ void __launch_bounds__(kPanelThreads, 2) advance_kernel(Solver<T> s, 
   if (!s.is(job, Phase::iterate)) return;
   const Place at(panel.lanes);
   const int width = panel.lanes * kSize;
-  const int64_t rows = s.hidden.rows();
+  const auto rows = unsigned(s.hidden.rows());
   Pack<T> step;
   double dots[kSize] = {};
   Pack<T>* __restrict__ residual = s.r;
   const Pack<T>* __restrict__ product = s.q;
   if (load_columns(s.step, at, step))
-#pragma unroll 2
-    for (int64_t i = at.first_row(); i < rows; i += at.stride()) {
-      const int64_t to = i * panel.lanes + at.lane;
-      Pack<T> r = residual[to];
-      const Pack<T> q = product[to];
+    for (unsigned i = at.first_row(); i < rows; i += 2 * at.stride()) {  // two rows, for more loads in flight
+      const bool both = i + at.stride() < rows;
+      const int64_t to[2] = {int64_t(i) * panel.lanes + at.lane, int64_t(i + at.stride()) * panel.lanes + at.lane};
+      Pack<T> r[2] = {residual[to[0]], both ? residual[to[1]] : Pack<T>{}};
+      const Pack<T> q[2] = {product[to[0]], both ? product[to[1]] : Pack<T>{}};
 #pragma unroll
-      for (int v = 0; v < kSize; ++v) {
-        r.v[v] -= step.v[v] * q.v[v];
-        dots[v] += double(r.v[v]) * double(r.v[v]);
+      for (int u = 0; u < 2; ++u) {
+#pragma unroll
+        for (int v = 0; v < kSize; ++v) {
+          r[u].v[v] -= step.v[v] * q[u].v[v];
+          dots[v] += double(r[u].v[v]) * double(r[u].v[v]);
+        }
+        if (u == 0 || both) residual[to[u]] = r[u];
       }
-      residual[to] = r;
     }
   if (at.valid)
 #pragma unroll
@@ -182,14 +198,14 @@ template <class T>
 __global__ void __launch_bounds__(kPanelThreads, 2) turn_kernel(Solver<T> s, Panel panel, int64_t job, int64_t slot) {
   if (s.control->job != job || s.control->advanced != slot) return;
   const Place at(panel.lanes);
-  const int64_t rows = s.hidden.rows();
+  const auto rows = unsigned(s.hidden.rows());
   Pack<T> step, beta;
   load_columns(s.beta, at, beta);
   Pack<T> *__restrict__ direction = s.p, *__restrict__ sum = s.e;
   const Pack<T>* __restrict__ residual = s.r;
   if (load_columns(s.step, at, step))
-    for (int64_t i = at.first_row(); i < rows; i += at.stride()) {
-      const int64_t to = i * panel.lanes + at.lane;
+    for (unsigned i = at.first_row(); i < rows; i += at.stride()) {
+      const int64_t to = int64_t(i) * panel.lanes + at.lane;
       const Pack<T> r = residual[to];
       Pack<T> p = direction[to], e = sum[to];
 #pragma unroll
@@ -207,17 +223,21 @@ template <class T>
 __global__ void __launch_bounds__(kPanelThreads, 2) add_kernel(Solver<T> s, Panel panel, int64_t job, bool last) {
   if (!s.ends_round(job, last)) return;
   const Place at(panel.lanes);
-  const int64_t rows = s.hidden.rows();
-  if (at.valid)
-    for (int64_t i = at.first_row(); i < rows; i += at.stride()) {
-      const int64_t to = i * panel.lanes + at.lane;
-      Pack<T> x = s.x[to];
-      const Pack<T> e = s.e[to];
+  const auto rows = unsigned(s.hidden.rows());
+  if (!at.valid) return;
+  bool zero[Pack<T>::kSize];
 #pragma unroll
-      for (int v = 0; v < Pack<T>::kSize; ++v)
-        x.v[v] = s.norm[at.lane * Pack<T>::kSize + v] > 0 ? x.v[v] + e.v[v] : T(0);
-      s.x[to] = x;
-    }
+  for (int v = 0; v < Pack<T>::kSize; ++v) zero[v] = !(s.norm[at.lane * Pack<T>::kSize + v] > 0);
+  Pack<T>* __restrict__ solution = s.x;
+  const Pack<T>* __restrict__ sum = s.e;
+  for (unsigned i = at.first_row(); i < rows; i += at.stride()) {
+    const int64_t to = int64_t(i) * panel.lanes + at.lane;
+    Pack<T> x = solution[to];
+    const Pack<T> e = sum[to];
+#pragma unroll
+    for (int v = 0; v < Pack<T>::kSize; ++v) x.v[v] = zero[v] ? T(0) : x.v[v] + e.v[v];
+    solution[to] = x;
+  }
 }
 
 template <class T>
@@ -227,12 +247,12 @@ take_kernel(Solver<T> s, Panel panel, int64_t job, const int* __restrict__ node,
   if (!s.is(job, Phase::solved)) return;
   const int width = panel.lanes * Pack<T>::kSize;
   const Place at(width);
-  const int64_t rows = s.hidden.rows();
+  const auto rows = unsigned(s.hidden.rows());
   const T* __restrict__ x = reinterpret_cast<const T*>(s.x);
   if (at.valid && at.lane < panel.columns)
-    for (int64_t row = at.first_row(); row < rows; row += at.stride())
-      out[(node ? node[row] : row) * stride + panel.first + at.lane] =
-          T(s.hidden.scale[row] * double(x[row * width + at.lane]));
+    for (unsigned row = at.first_row(); row < rows; row += at.stride())
+      out[int64_t(node ? unsigned(node[row]) : row) * stride + panel.first + at.lane] =
+          T(s.hidden.scale[row] * double(x[int64_t(row) * width + at.lane]));
   if (!is_last_block(&s.control->ticket) || threadIdx.x != 0) return;
   Control& control = *s.control;
   if (control.iterations > control.slowest) control.slowest = control.iterations;

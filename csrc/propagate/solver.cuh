@@ -112,7 +112,8 @@ __device__ void decide(const Solver<T>& s, const Panel& panel, const double* spa
 // edges; right(hidden, row, column, sum) = b and start(hidden, row, column) = x. One thread a column: boundary rows have
 // any length, so no packs.
 template <class T, class Fill>
-__global__ void __launch_bounds__(kPanelThreads) prepare_kernel(Solver<T> s, Panel panel, int64_t job, bool has_start, Fill fill) {
+__global__ void __launch_bounds__(kPanelThreads, 2)
+prepare_kernel(Solver<T> s, Panel panel, int64_t job, bool has_start, Fill fill) {
   __shared__ double space[kPanelThreads];
   if (s.control->job != job) return;
   const int width = panel.lanes * Pack<T>::kSize;
