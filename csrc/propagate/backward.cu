@@ -13,7 +13,6 @@ namespace gloss::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kEntries = 256;  // of the graph, a warp: rows of any length are shared evenly
 
 template <class T>
 struct Space {
@@ -57,15 +56,15 @@ pull_kernel(Hidden<T> hidden, int64_t num_classes, double prior_strength, const 
 
 // The row that holds entry e < crow[n], at or after `row`.
 __device__ inline int64_t row_of_entry(const int64_t* __restrict__ crow, int64_t n, int64_t row, int64_t e) {
-  if (e < crow[row + 1]) return row;
-  if (e < crow[row + 2]) return row + 1;
-  int64_t low = row + 2, high = n - 1;  // the first row whose end lies after e
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
+  for (int near = 0; near < 3; ++near, ++row)
+    if (e < crow[row + 1]) return row;
+  int64_t high = n - 1;  // the first row whose end lies after e
+  while (row < high) {
+    const int64_t middle = (row + high) / 2;
     if (e < crow[middle + 1]) high = middle;
-    else low = middle + 1;
+    else row = middle + 1;
   }
-  return low;
+  return row;
 }
 
 template <class T>
@@ -79,43 +78,61 @@ struct Edges {
   double alpha;
 };
 
-// An entry belongs to `lanes` threads of a warp, a power of two; entries past crow[n] become 0.
+// A warp's part of 32 entries: first a lane looks one up, then `lanes` threads, a power of two, compute one that takes part
+// in the system. Those that do not become 0, and so do entries past crow[n].
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-edges_kernel(Hidden<T> hidden, Edges<T> a, int lanes, T* __restrict__ grad_values) {
-  const int64_t chunk = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * kEntries, nnz = a.graph.crow[a.graph.n];
-  const int lane = int(threadIdx.x) % lanes, group = int(threadIdx.x) % 32 / lanes, groups = 32 / lanes;
+edges_kernel(Hidden<T> hidden, Edges<T> a, int64_t warp_entries, int lanes, T* __restrict__ grad_values) {
+  struct Entry {
+    int lane, i, j, row_i, row_j;
+  };
+  __shared__ Entry entries[kWarps][32];
+  Entry* const mine = entries[threadIdx.x / 32];
+  const int64_t begin = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * warp_entries, nnz = a.graph.crow[a.graph.n];
+  const int64_t end = begin + warp_entries < a.capacity ? begin + warp_entries : a.capacity;
+  const int warp_lane = int(threadIdx.x) % 32, lane = warp_lane % lanes, group = warp_lane / lanes, groups = 32 / lanes;
   const T *__restrict__ result = a.result, *__restrict__ lam = a.lam;
   int64_t i = 0;
-  for (int64_t first = chunk; first < chunk + kEntries && first < a.capacity; first += groups) {
-    const int64_t e = first + group;
-    double sum = 0;
-    if (e < nnz) {
+  for (int64_t first = begin; first < end; first += 32) {
+    const int64_t e = first + warp_lane;
+    Entry entry{warp_lane, 0, 0, -1, -1};
+    bool takes_part = false;
+    if (e < nnz && e < end) {
       i = row_of_entry(a.graph.crow, a.graph.n, i, e);
-      const int64_t j = a.graph.col[e];
-      const int row_i = hidden.row_of[i], row_j = hidden.row_of[j];
-      if (i != j && a.reachable[i] && a.reachable[j] && (row_i >= 0 || row_j >= 0)) {
-        const T *f_i = result + i * a.num_classes, *f_j = result + j * a.num_classes;
-        const T *lam_i = lam + row_i * a.num_classes, *lam_j = lam + row_j * a.num_classes;  // read where row >= 0
-        if (a.spreading) {
-          double other = 0;
-          for (int64_t c = lane; c < a.num_classes; c += lanes) {
-            sum += double(lam_i[c]) * double(f_j[c]);
-            other += double(lam_j[c]) * double(f_i[c]);
-          }
-          sum = a.alpha * (sum + other);
-        } else {
-#pragma unroll 2
-          for (int64_t c = lane; c < a.num_classes; c += lanes) {
-            const T l = (row_i >= 0 ? lam_i[c] : T(0)) - (row_j >= 0 ? lam_j[c] : T(0));
-            sum -= double(l) * double(f_i[c] - f_j[c]);
-          }
-          if (a.pull && lane == 0) sum -= (row_i >= 0 ? a.pull[row_i] : 0.0) + (row_j >= 0 ? a.pull[row_j] : 0.0);
-        }
-      }
+      entry.i = int(i), entry.j = int(a.graph.col[e]);
+      entry.row_i = hidden.row_of[i], entry.row_j = hidden.row_of[entry.j];
+      takes_part = entry.i != entry.j && (entry.row_i >= 0 || entry.row_j >= 0) && a.reachable[i] && a.reachable[entry.j];
     }
-    for (int offset = lanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    if (lane == 0 && e < a.capacity && e < chunk + kEntries) grad_values[e] = T(0.5 * sum);
+    const unsigned parts = __ballot_sync(0xffffffffu, takes_part);
+    if (takes_part) mine[__popc(parts & ((1u << warp_lane) - 1))] = entry;
+    else if (e < end) grad_values[e] = T(0);
+    __syncwarp();
+    const int count = __popc(parts);
+    for (int at = 0; at < count; at += groups) {
+      const bool active = at + group < count;
+      const Entry now = active ? mine[at + group] : Entry{0, 0, 0, -1, -1};
+      const T *f_i = result + now.i * a.num_classes, *f_j = result + now.j * a.num_classes;
+      const T *lam_i = lam + now.row_i * a.num_classes, *lam_j = lam + now.row_j * a.num_classes;  // read where row >= 0
+      double sum = 0, other = 0;
+      if (active && a.spreading) {
+        for (int64_t c = lane; c < a.num_classes; c += lanes) {
+          sum += double(lam_i[c]) * double(f_j[c]);
+          other += double(lam_j[c]) * double(f_i[c]);
+        }
+        sum = a.alpha * (sum + other);
+      } else if (active) {
+#pragma unroll 4
+        for (int64_t c = lane; c < a.num_classes; c += lanes) {
+          const T l = (now.row_i >= 0 ? lam_i[c] : T(0)) - (now.row_j >= 0 ? lam_j[c] : T(0));
+          sum -= double(l) * double(f_i[c] - f_j[c]);
+        }
+        if (a.pull && lane == 0)
+          sum -= (now.row_i >= 0 ? a.pull[now.row_i] : 0.0) + (now.row_j >= 0 ? a.pull[now.row_j] : 0.0);
+      }
+      for (int offset = lanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+      if (active && lane == 0) grad_values[first + now.lane] = T(0.5 * sum);
+    }
+    __syncwarp();
   }
 }
 
@@ -164,9 +181,11 @@ void propagate_backward(Csr graph, int64_t capacity, const T* values, int64_t nu
   while (lanes < 32 && 4 * lanes < num_classes) lanes *= 2;
   const Edges<T> edges{graph,     capacity,      num_classes, reachable, result, space.lam, pulls ? space.pull : nullptr,
                        spreading, options.alpha};
-  const int64_t a_block = int64_t(kEntries) * kWarps;
-  launch(edges_kernel<T>, unsigned((capacity + a_block - 1) / a_block), kThreads, 0, queue.stream, solver.hidden, edges, lanes,
-         grad_values);
+  // Of large graphs more entries a warp: the search for the first one's row is shared.
+  const int64_t warp_entries = 32 * std::max<int64_t>(1, std::min<int64_t>(16, capacity >> 18));
+  const int64_t a_block = warp_entries * kWarps;
+  launch(edges_kernel<T>, unsigned((capacity + a_block - 1) / a_block), kThreads, 0, queue.stream, solver.hidden, edges,
+         warp_entries, lanes, grad_values);
 }
 
 #define GLOSS_INSTANTIATE(T)                                                                                             \

@@ -116,7 +116,6 @@ __global__ void __launch_bounds__(kPanelThreads, 2) apply_kernel(Solver<T> s, Pa
       for (int v = 0; v < kSize; ++v) sum[v] = Sum(space[own + v]);
       store(i, sum);
     }
-    __syncthreads();
   }
 
   if (at.valid)

@@ -138,7 +138,6 @@ prepare_kernel(Solver<T> s, Panel panel, int64_t job, bool has_start, Fill fill)
     if (at.valid) space[threadIdx.x] = filled ? double(fill.gather(s.hidden, row, column, at.group, at.groups)) : 0.0;
     fold(space, at.groups, width);
     if (at.valid && at.group == 0) store(row, T(space[at.lane]));
-    __syncthreads();
   }
   if (at.valid) space[threadIdx.x] = squares;
   if (!column_sums(space, at.groups, width, s.partials, &s.control->ticket)) return;
