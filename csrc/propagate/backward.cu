@@ -1,9 +1,9 @@
 // Gradient of label propagation on the GPU (gloss_cuda.h: propagate_backward); the formulas stand in backward_cpu.cpp.
 //
-// After the solve one pass over the entries of the graph, a few lanes an entry. Both entries of an undirected weight are
-// computed, each in the same arithmetic, so they are equal without a search for the mirror entry. Bytes for 10^6 nodes of 27
-// edges, 70 % fixed, 32 classes of float: 13.8 million entries with a row of the system gather 2 rows of 128 bytes:
-// 3.5 GB and the entries 0.4 GB, 1 ms at 4.3 TB/s.
+// After the solve one pass over the entries of the graph, a few lanes an entry. Both entries of an undirected weight
+// are computed, each in the same arithmetic, so they are equal without a search for the mirror entry. Bytes for 10^6
+// nodes of 27 edges, 70 % fixed, 32 classes of float: 13.8 million entries with a row of the system gather 2 rows of
+// 128 bytes: 3.5 GB and the entries 0.4 GB, 1 ms at 4.3 TB/s.
 #include <algorithm>
 #include <stdexcept>
 
@@ -48,7 +48,8 @@ pull_kernel(Hidden<T> hidden, int64_t num_classes, double prior_strength, const 
   for (int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; row < rows; row += int64_t(gridDim.x) * kWarps) {
     const T *own = lam + row * num_classes, *f = result + hidden.node[row] * num_classes;
     double sum = 0;
-    for (int64_t c = threadIdx.x % 32; c < num_classes; c += 32) sum += double(own[c]) * (double(f[c]) - double(prior[c]));
+    for (int64_t c = threadIdx.x % 32; c < num_classes; c += 32)
+      sum += double(own[c]) * (double(f[c]) - double(prior[c]));
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) pull[row] = prior_strength * sum;
   }
@@ -78,8 +79,8 @@ struct Edges {
   double alpha;
 };
 
-// A warp's part of 32 entries: first a lane looks one up, then `lanes` threads, a power of two, compute one that takes part
-// in the system. Those that do not become 0, and so do entries past crow[n].
+// A warp's part of 32 entries: first a lane looks one up, then `lanes` threads, a power of two, compute one that takes
+// part in the system. Those that do not become 0, and so do entries past crow[n].
 template <class T>
 __global__ void __launch_bounds__(kThreads)
 edges_kernel(Hidden<T> hidden, Edges<T> a, int64_t warp_entries, int lanes, T* __restrict__ grad_values) {
@@ -101,7 +102,8 @@ edges_kernel(Hidden<T> hidden, Edges<T> a, int64_t warp_entries, int lanes, T* _
       i = row_of_entry(a.graph.crow, a.graph.n, i, e);
       entry.i = int(i), entry.j = int(a.graph.col[e]);
       entry.row_i = hidden.row_of[i], entry.row_j = hidden.row_of[entry.j];
-      takes_part = entry.i != entry.j && (entry.row_i >= 0 || entry.row_j >= 0) && a.reachable[i] && a.reachable[entry.j];
+      takes_part =
+          entry.i != entry.j && (entry.row_i >= 0 || entry.row_j >= 0) && a.reachable[i] && a.reachable[entry.j];
     }
     const unsigned parts = __ballot_sync(0xffffffffu, takes_part);
     if (takes_part) mine[__popc(parts & ((1u << warp_lane) - 1))] = entry;
@@ -112,7 +114,8 @@ edges_kernel(Hidden<T> hidden, Edges<T> a, int64_t warp_entries, int lanes, T* _
       const bool active = at + group < count;
       const Entry now = active ? mine[at + group] : Entry{0, 0, 0, -1, -1};
       const T *f_i = result + now.i * a.num_classes, *f_j = result + now.j * a.num_classes;
-      const T *lam_i = lam + now.row_i * a.num_classes, *lam_j = lam + now.row_j * a.num_classes;  // read where row >= 0
+      const T *lam_i = lam + now.row_i * a.num_classes,
+              *lam_j = lam + now.row_j * a.num_classes;  // read where row >= 0
       double sum = 0, other = 0;
       if (active && a.spreading) {
         for (int64_t c = lane; c < a.num_classes; c += lanes) {
@@ -164,13 +167,13 @@ void propagate_backward(Csr graph, int64_t capacity, const T* values, int64_t nu
   if (num_classes > 0) {
     const int64_t panels = num_panels<T>(graph.n, num_classes);
     const auto prepare = [&](const Panel& panel, int64_t job) {
-      launch(prepare_kernel<T, Fill<T>>, panel_blocks(graph.n, panel.lanes * Pack<T>::kSize), kPanelThreads, 0, queue.stream,
-             solver, panel, job, false, Fill<T>{grad_result, num_classes});
+      launch(prepare_kernel<T, Fill<T>>, panel_blocks(graph.n, panel.lanes * Pack<T>::kSize), kPanelThreads, 0,
+             queue.stream, solver, panel, job, false, Fill<T>{grad_result, num_classes});
       return false;
     };
     run_jobs(solver, num_classes, queue, prepare, [&](const Panel& panel, int64_t number, int64_t job, bool) {
-      queue_take(solver, panel, job, nullptr, space.lam, num_classes, number + 1 < panels ? After::next_panel : After::finish,
-                 iterations, nullptr, queue);
+      queue_take(solver, panel, job, nullptr, space.lam, num_classes,
+                 number + 1 < panels ? After::next_panel : After::finish, iterations, nullptr, queue);
     });
   }
   if (pulls)
@@ -179,7 +182,7 @@ void propagate_backward(Csr graph, int64_t capacity, const T* values, int64_t nu
   if (capacity == 0) return;
   int lanes = 1;
   while (lanes < 32 && 4 * lanes < num_classes) lanes *= 2;
-  const Edges<T> edges{graph,     capacity,      num_classes, reachable, result, space.lam, pulls ? space.pull : nullptr,
+  const Edges<T> edges{graph,     capacity,     num_classes, reachable, result, space.lam, pulls ? space.pull : nullptr,
                        spreading, options.alpha};
   // Of large graphs more entries a warp: the search for the first one's row is shared.
   const int64_t warp_entries = 32 * std::max<int64_t>(1, std::min<int64_t>(16, capacity >> 18));
@@ -188,10 +191,10 @@ void propagate_backward(Csr graph, int64_t capacity, const T* values, int64_t nu
          warp_entries, lanes, grad_values);
 }
 
-#define GLOSS_INSTANTIATE(T)                                                                                             \
-  template int64_t propagate_backward_workspace<T>(int64_t, int64_t, int64_t);                                           \
-  template void propagate_backward<T>(Csr, int64_t, const T*, int64_t, const uint8_t*, const uint8_t*, const T*,         \
-                                      const T*, const T*, cpu::PropagateOptions, const double*, T*, double*, int64_t*,   \
+#define GLOSS_INSTANTIATE(T)                                                                                           \
+  template int64_t propagate_backward_workspace<T>(int64_t, int64_t, int64_t);                                         \
+  template void propagate_backward<T>(Csr, int64_t, const T*, int64_t, const uint8_t*, const uint8_t*, const T*,       \
+                                      const T*, const T*, cpu::PropagateOptions, const double*, T*, double*, int64_t*, \
                                       void*, Queue);
 GLOSS_INSTANTIATE(float)
 GLOSS_INSTANTIATE(double)

@@ -1,5 +1,5 @@
-// Sums over the rows of a panel, one a column, in an order that does not depend on timing: over a thread's rows, over the
-// groups of a block, over the blocks by the block that comes last. No block waits for another.
+// Sums over the rows of a panel, one a column, in an order that does not depend on timing: over a thread's rows, over
+// the groups of a block, over the blocks by the block that comes last. No block waits for another.
 #pragma once
 #include "cuda/common.cuh"
 
@@ -14,7 +14,9 @@ struct Place {
   int groups, group, lane;
   bool valid;
   __device__ explicit Place(int lanes)
-      : groups(kPanelThreads / lanes), group(int(threadIdx.x) / lanes), lane(int(threadIdx.x) % lanes),
+      : groups(kPanelThreads / lanes),
+        group(int(threadIdx.x) / lanes),
+        lane(int(threadIdx.x) % lanes),
         valid(group < groups) {}
   // Rows are fewer than 2^31 and a grid's groups fewer than 2^20: the row after the last fits as well.
   __device__ unsigned first_row() const { return blockIdx.x * unsigned(groups) + unsigned(group); }
@@ -49,8 +51,8 @@ __device__ inline bool is_last_block(unsigned* ticket) {
   return is_last;
 }
 
-// `space` holds [count, width] numbers. In the last block space[c] becomes the sum over all blocks, and it returns true.
-// width <= kMostColumns, so partials [blocks, width] are read by several threads a column.
+// `space` holds [count, width] numbers. In the last block space[c] becomes the sum over all blocks, and it returns
+// true. width <= kMostColumns, so partials [blocks, width] are read by several threads a column.
 __device__ inline bool column_sums(double* space, int count, int width, double* partials, unsigned* ticket) {
   fold(space, count, width);
   if (int(threadIdx.x) < width) partials[int64_t(blockIdx.x) * width + threadIdx.x] = space[threadIdx.x];

@@ -1,4 +1,5 @@
-// Label propagation on the GPU, forward (gloss_cuda.h: propagate); the formulas and the conditions are those of cpu.cpp.
+// Label propagation on the GPU, forward (gloss_cuda.h: propagate); the formulas and the conditions are those of
+// cpu.cpp.
 //
 // Launches beside the solver's: 22. Bytes for 10^6 nodes, 70 % fixed, 32 classes of float: the system 0.3 GB
 // (hidden.cu), rows that are not solved for 0.23 GB, right-hand sides 5.7 million rows of 128 bytes, the result and its
@@ -39,7 +40,8 @@ struct Fill {
   bool spreading, has_initial;
   double alpha, prior_strength;
 
-  // Fixed neighbours; the loads of those that do not count are left out, not branched around, to have several in flight.
+  // Fixed neighbours; the loads of those that do not count are left out, not branched around, to have several in
+  // flight.
   __device__ T gather(const Hidden<T>& hidden, int64_t row, int64_t column, int part, int parts) const {
     T sum = 0;
     if (spreading) return sum;
@@ -97,7 +99,8 @@ rest_kernel(Solver<T> s, int64_t num_classes, const uint8_t* __restrict__ fixed,
 
 template <class T>
 __global__ void __launch_bounds__(kPanelThreads)
-mean_kernel(Solver<T> s, int64_t num_classes, int ranges, const double* __restrict__ partials, double* __restrict__ mean) {
+mean_kernel(Solver<T> s, int64_t num_classes, int ranges, const double* __restrict__ partials,
+            double* __restrict__ mean) {
   __shared__ double space[kPanelThreads];
   const int64_t first = int64_t(blockIdx.x) * kMostColumns;
   const int width = num_classes - first < kMostColumns ? int(num_classes - first) : kMostColumns;
@@ -105,7 +108,8 @@ mean_kernel(Solver<T> s, int64_t num_classes, int ranges, const double* __restri
   double sum = 0;
   if (at.valid) {
 #pragma unroll 8
-    for (int range = at.group; range < ranges; range += at.groups) sum += partials[range * num_classes + first + at.lane];
+    for (int range = at.group; range < ranges; range += at.groups)
+      sum += partials[range * num_classes + first + at.lane];
     space[threadIdx.x] = sum;
   }
   fold(space, at.groups, width);
@@ -200,9 +204,10 @@ int64_t propagate_workspace(int64_t n, int64_t capacity, int64_t num_classes) {
 }
 
 template <class T>
-void propagate(Csr graph, int64_t capacity, const T* values, int64_t num_classes, const uint8_t* fixed, const T* boundary,
-               bool has_initial, const T* prior, cpu::PropagateOptions options, T* result, double* residual,
-               uint8_t* reachable, double* used_tol, int64_t* iterations, void* workspace, Queue queue) {
+void propagate(Csr graph, int64_t capacity, const T* values, int64_t num_classes, const uint8_t* fixed,
+               const T* boundary, bool has_initial, const T* prior, cpu::PropagateOptions options, T* result,
+               double* residual, uint8_t* reachable, double* used_tol, int64_t* iterations, void* workspace,
+               Queue queue) {
   if (graph.n > INT32_MAX) throw std::invalid_argument("graph: has more than 2^31 - 1 nodes");
   const DeviceGuard guard(queue.device);
   const bool spreading = is_spreading(options), completes = !spreading && !(options.prior_strength > 0);
@@ -218,8 +223,8 @@ void propagate(Csr graph, int64_t capacity, const T* values, int64_t num_classes
 
   const auto tiles = unsigned((num_classes + kMostColumns - 1) / kMostColumns);
   const auto ranges = unsigned(std::max<int64_t>(1, std::min<int64_t>(kRanges, graph.n)));
-  launch(rest_kernel<T>, dim3(ranges, tiles), kPanelThreads, 0, queue.stream, solver, num_classes, fixed, boundary, prior,
-         spreading, result, space.mean_partials);
+  launch(rest_kernel<T>, dim3(ranges, tiles), kPanelThreads, 0, queue.stream, solver, num_classes, fixed, boundary,
+         prior, spreading, result, space.mean_partials);
   if (completes)
     launch(mean_kernel<T>, tiles, kPanelThreads, 0, queue.stream, solver, num_classes, int(ranges), space.mean_partials,
            space.mean);
@@ -227,10 +232,19 @@ void propagate(Csr graph, int64_t capacity, const T* values, int64_t num_classes
   const int64_t panels = num_panels<T>(graph.n, num_classes);
   const auto prepare = [&](const Panel& panel, int64_t job) {
     const bool again = job >= panels, has_start = again || has_initial;
-    const Fill<T> fill{graph,     values,      fixed,         boundary,               prior, again ? result : nullptr, num_classes,
-                       spreading, has_initial, options.alpha, options.prior_strength};
-    launch(prepare_kernel<T, Fill<T>>, panel_blocks(graph.n, panel.lanes * Pack<T>::kSize), kPanelThreads, 0, queue.stream,
-           solver, panel, job, has_start, fill);
+    const Fill<T> fill{graph,
+                       values,
+                       fixed,
+                       boundary,
+                       prior,
+                       again ? result : nullptr,
+                       num_classes,
+                       spreading,
+                       has_initial,
+                       options.alpha,
+                       options.prior_strength};
+    launch(prepare_kernel<T, Fill<T>>, panel_blocks(graph.n, panel.lanes * Pack<T>::kSize), kPanelThreads, 0,
+           queue.stream, solver, panel, job, has_start, fill);
     return has_start;
   };
   const unsigned row_blocks = panel_blocks(graph.n, 32);
@@ -238,16 +252,16 @@ void propagate(Csr graph, int64_t capacity, const T* values, int64_t num_classes
     const After after = number + 1 < panels ? After::next_panel : completes ? After::check_rows : After::finish;
     queue_take(solver, panel, job, solver.hidden.node, result, num_classes, after, iterations, used_tol, queue);
     if (after == After::check_rows)
-      launch(check_kernel<T>, row_blocks, kPanelThreads, 0, queue.stream, solver, num_classes, job, last, options.tol, result,
-             space.mean, iterations, used_tol);
+      launch(check_kernel<T>, row_blocks, kPanelThreads, 0, queue.stream, solver, num_classes, job, last, options.tol,
+             result, space.mean, iterations, used_tol);
   });
   if (completes)
     launch(complete_kernel<T>, row_blocks, kPanelThreads, 0, queue.stream, solver, num_classes, space.mean, result);
 }
 
-#define GLOSS_INSTANTIATE(T)                                                                                             \
-  template int64_t propagate_workspace<T>(int64_t, int64_t, int64_t);                                                    \
-  template void propagate<T>(Csr, int64_t, const T*, int64_t, const uint8_t*, const T*, bool, const T*,                  \
+#define GLOSS_INSTANTIATE(T)                                                                            \
+  template int64_t propagate_workspace<T>(int64_t, int64_t, int64_t);                                   \
+  template void propagate<T>(Csr, int64_t, const T*, int64_t, const uint8_t*, const T*, bool, const T*, \
                              cpu::PropagateOptions, T*, double*, uint8_t*, double*, int64_t*, void*, Queue);
 GLOSS_INSTANTIATE(float)
 GLOSS_INSTANTIATE(double)

@@ -2,7 +2,7 @@
 // float) are read coalesced; what is known of the neighbour (1 to 8 bytes) comes from the second-level cache.
 //
 // Bytes for 10^6 nodes of 27 edges, 70 % fixed: three passes over the edges of the other rows, 3 x 100 MB, the prefix
-// sums 60 MB, B 20 MB: 0.1 ms at 4.3 TB/s. 16 launches.
+// sums 60 MB, B 20 MB: 0.1 ms at 4.3 TB/s; a row's chain of dependent loads makes it a few times that. 16 launches.
 #include "propagate/hidden.cuh"
 
 #include "cuda/scan.cuh"
@@ -14,8 +14,8 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 
 // -------------------------------------------------------------------------------------------- reachable
 // Nearly every row has a fixed neighbour. Rows without one are joined to components by their edges among each other
-// (parent: a forest whose roots are the smallest members), and a component is reachable if a member has a neighbour with a
-// fixed neighbour.
+// (parent: a forest whose roots are the smallest members), and a component is reachable if a member has a neighbour
+// with a fixed neighbour.
 
 // The root of x; shortens the path on the way. Another thread's write is seen late at worst.
 __device__ inline int root_of(int* parent, int x) {
@@ -41,8 +41,8 @@ __device__ inline void unite(int* parent, int a, int b) {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-direct_kernel(Csr graph, const T* __restrict__ values, const uint8_t* __restrict__ fixed, uint8_t* __restrict__ reachable,
-              int* __restrict__ parent, uint8_t* __restrict__ flag) {
+direct_kernel(Csr graph, const T* __restrict__ values, const uint8_t* __restrict__ fixed,
+              uint8_t* __restrict__ reachable, int* __restrict__ parent, uint8_t* __restrict__ flag) {
   const int64_t i = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (i >= graph.n) return;
@@ -72,8 +72,8 @@ join_kernel(Csr graph, const T* __restrict__ values, const uint8_t* __restrict__
   if (threadIdx.x % 32 == 0) touches[i] = touching;
 }
 
-__global__ void __launch_bounds__(kThreads)
-mark_kernel(int64_t n, const uint8_t* __restrict__ reachable, const int* __restrict__ touches, int* parent, uint8_t* flag) {
+__global__ void __launch_bounds__(kThreads) mark_kernel(int64_t n, const uint8_t* __restrict__ reachable,
+                                                        const int* __restrict__ touches, int* parent, uint8_t* flag) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i < n && !reachable[i] && touches[i]) flag[root_of(parent, int(i))] = 1;
 }
@@ -93,8 +93,8 @@ select_kernel(int64_t n, const uint8_t* __restrict__ fixed, const uint8_t* __res
 }
 
 __global__ void __launch_bounds__(kThreads)
-place_kernel(int64_t n, const uint8_t* __restrict__ flag, const int64_t* __restrict__ position, int* __restrict__ row_of,
-             int* __restrict__ node) {
+place_kernel(int64_t n, const uint8_t* __restrict__ flag, const int64_t* __restrict__ position,
+             int* __restrict__ row_of, int* __restrict__ node) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= n) return;
   row_of[i] = flag[i] ? int(position[i]) : -1;
@@ -116,6 +116,7 @@ measure_kernel(Csr graph, const T* __restrict__ values, const uint8_t* __restric
   const int64_t i = hidden.node[row], begin = graph.crow[i], end = graph.crow[i + 1];
   double degree = 0;
   int inner = 0;
+#pragma unroll 4
   for (int64_t e = begin + lane; e < end; e += 32) {
     const T value = values[e];
     if (!(value > 0)) continue;
@@ -183,8 +184,10 @@ void find_reachable(Csr graph, const T* values, const uint8_t* fixed, uint8_t* r
   if (n == 0) return;
   launch(direct_kernel<T>, blocks(n, kWarps), kThreads, 0, queue.stream, graph, values, fixed, reachable, space.parent,
          space.flag);
-  launch(join_kernel<T>, blocks(n, kWarps), kThreads, 0, queue.stream, graph, values, reachable, space.parent, space.count);
-  launch(mark_kernel, blocks(n, kThreads), kThreads, 0, queue.stream, n, reachable, space.count, space.parent, space.flag);
+  launch(join_kernel<T>, blocks(n, kWarps), kThreads, 0, queue.stream, graph, values, reachable, space.parent,
+         space.count);
+  launch(mark_kernel, blocks(n, kThreads), kThreads, 0, queue.stream, n, reachable, space.count, space.parent,
+         space.flag);
   launch(spread_kernel, blocks(n, kThreads), kThreads, 0, queue.stream, n, space.parent, space.flag, reachable);
 }
 
@@ -205,13 +208,14 @@ void build_hidden(Csr graph, const T* values, const uint8_t* fixed, const uint8_
   exclusive_scan(hidden.count, n, hidden.begin, hidden.sums, queue);
   exclusive_scan(hidden.flag, n, hidden.long_at, hidden.sums, queue);
   if (n > 0)
-    launch(fill_kernel<T>, blocks(n, kWarps), kThreads, 0, queue.stream, graph, values, spreading, options.alpha, hidden);
+    launch(fill_kernel<T>, blocks(n, kWarps), kThreads, 0, queue.stream, graph, values, spreading, options.alpha,
+           hidden);
 }
 
-#define GLOSS_INSTANTIATE(T)                                                                                          \
-  template Hidden<T> carve_hidden<T>(Workspace&, int64_t, int64_t);                                                   \
-  template void find_reachable<T>(Csr, const T*, const uint8_t*, uint8_t*, const Hidden<T>&, Queue);                  \
-  template void build_hidden<T>(Csr, const T*, const uint8_t*, const uint8_t*, const cpu::PropagateOptions&,          \
+#define GLOSS_INSTANTIATE(T)                                                                                 \
+  template Hidden<T> carve_hidden<T>(Workspace&, int64_t, int64_t);                                          \
+  template void find_reachable<T>(Csr, const T*, const uint8_t*, uint8_t*, const Hidden<T>&, Queue);         \
+  template void build_hidden<T>(Csr, const T*, const uint8_t*, const uint8_t*, const cpu::PropagateOptions&, \
                                 const Hidden<T>&, Queue);
 GLOSS_INSTANTIATE(float)
 GLOSS_INSTANTIATE(double)

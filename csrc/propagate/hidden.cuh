@@ -1,6 +1,6 @@
-// The linear system of the rows to solve for, on the GPU: the system of hidden.h (unit diagonal, I - B), whose number of
-// rows and edges only the device knows. Buffers have room for every node and every entry of the graph; kernels loop up to
-// the numbers they find there.
+// The linear system of the rows to solve for, on the GPU: the system of hidden.h (unit diagonal, I - B), whose number
+// of rows and edges only the device knows. Buffers have room for every node and every entry of the graph; kernels loop
+// up to the numbers they find there.
 #pragma once
 #include <cmath>
 #include <type_traits>

@@ -18,7 +18,8 @@ class Mailbox {
         return;
       }
     box_.device = queue.device;
-    check(cudaHostAlloc(reinterpret_cast<void**>(&box_.number), sizeof(int64_t), cudaHostAllocDefault), "cudaHostAlloc");
+    check(cudaHostAlloc(reinterpret_cast<void**>(&box_.number), sizeof(int64_t), cudaHostAllocDefault),
+          "cudaHostAlloc");
     check(cudaEventCreateWithFlags(&box_.event, cudaEventDisableTiming), "cudaEventCreate");
   }
 

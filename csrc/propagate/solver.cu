@@ -1,13 +1,12 @@
-// The kernels of the solver (solver.cuh). A row of a panel belongs to a group of lanes, 16 bytes a lane, so an edge costs
-// one coalesced read of the neighbour's row; lanes whose columns have all converged skip their part.
+// The kernels of the solver (solver.cuh). A row of a panel belongs to a group of lanes, 16 bytes a lane, so an edge
+// costs one coalesced read of the neighbour's row; lanes whose columns have all converged skip their part.
 //
-// Bytes of an iteration, v = rows x width x sizeof(T), 3 launches: multiply reads p and the edges, gathers a row an edge
-// (from the second-level cache where p fits), writes q; advance reads q and r, writes r; turn reads r, p, e, writes p, e:
-// 10 v + edges (8 + 4 width) bytes. 10^6 nodes, 70 % fixed, 32 columns of float: v = 38 MB, 2.4 million edges,
-// 0.40 + 0.33 GB, 0.1 to 0.2 ms at 4.3 TB/s. The end of a round: 3 launches, 12 v and another gather.
+// Bytes of an iteration, v = rows x width x sizeof(T), 3 launches: multiply reads p and the edges, gathers a row an
+// edge (from the second-level cache where p fits), writes q; advance reads q and r, writes r; turn reads r, p, e,
+// writes p, e: 10 v + edges (8 + 4 width) bytes. 10^6 nodes, 70 % fixed, 32 columns of float: v = 38 MB, 2.4 million
+// edges, 0.40 + 0.33 GB, 0.1 to 0.2 ms at 4.3 TB/s. The end of a round: 3 launches, 12 v and another gather.
 #include "propagate/solver.cuh"
 
-#include <algorithm>
 #include <type_traits>
 
 namespace gloss::cuda {
@@ -24,8 +23,8 @@ __global__ void start_kernel(Solver<T> s, double tol, const double* tol_pointer,
   if (used_tol) *used_tol = tol;
 }
 
-// sum += the neighbours' rows, times their weights: of every `step`-th edge from `begin` on. The loads of a batch of edges
-// are in flight together, those past the end left out.
+// sum += the neighbours' rows, times their weights: of every `step`-th edge from `begin` on. The loads of a batch of
+// edges are in flight together, those past the end left out.
 template <class Sum, class T>
 __device__ inline void add_neighbors(const Edge<T>* __restrict__ edges, int begin, int end, int step,
                                      const Pack<T>* __restrict__ x, int lanes, int lane, Sum* sum) {
@@ -37,8 +36,7 @@ __device__ inline void add_neighbors(const Edge<T>* __restrict__ edges, int begi
 #pragma unroll
     for (int u = 0; u < kFlight; ++u) edge[u] = first + u * step < end ? edges[first + u * step] : Edge<T>{T(0), -1};
 #pragma unroll
-    for (int u = 0; u < kFlight; ++u)
-      other[u] = edge[u].col >= 0 ? x[int64_t(edge[u].col) * lanes + lane] : Pack<T>{};
+    for (int u = 0; u < kFlight; ++u) other[u] = edge[u].col >= 0 ? x[int64_t(edge[u].col) * lanes + lane] : Pack<T>{};
 #pragma unroll
     for (int u = 0; u < kFlight; ++u)
 #pragma unroll
@@ -46,7 +44,7 @@ __device__ inline void add_neighbors(const Edge<T>* __restrict__ edges, int begi
   }
 }
 
-// multiply: q = p - B p and p . q. residual: r = b - (x - B x), summed in double, and |r|^2; p = r, e = 0 for a new round.
+// multiply: q = p - B p and p . q. residual: r = b - (x - B x), summed in double, and |r|^2; p = r and e = 0.
 template <class T, bool kResidual>
 __global__ void __launch_bounds__(kPanelThreads, 2) apply_kernel(Solver<T> s, Panel panel, int64_t job, bool last) {
   using Sum = std::conditional_t<kResidual, double, T>;
@@ -125,8 +123,8 @@ __global__ void __launch_bounds__(kPanelThreads, 2) apply_kernel(Solver<T> s, Pa
   if constexpr (kResidual) {
     decide(s, panel, space, last);
   } else if (const int c = int(threadIdx.x); c < width) {
-    // p.Ap below the rounding of r.r: a direction that the system cannot tell from a null vector. The column stays where it
-    // is, and its residual says so.
+    // p.Ap below the rounding of r.r: a direction that the system cannot tell from a null vector. The column stays
+    // where it is, and its residual says so.
     const bool active = s.active[c] && space[c] > precision(T(0)) * s.rr[c];
     s.active[c] = active;
     s.step[c] = active ? T(s.rr[c] / space[c]) : T(0);
@@ -146,7 +144,8 @@ __device__ inline bool load_columns(const T* __restrict__ columns, const Place& 
 
 // r -= step q and |r|^2; beta, and which columns go on.
 template <class T>
-__global__ void __launch_bounds__(kPanelThreads, 2) advance_kernel(Solver<T> s, Panel panel, int64_t job, int64_t slot) {
+__global__ void __launch_bounds__(kPanelThreads, 2)
+advance_kernel(Solver<T> s, Panel panel, int64_t job, int64_t slot) {
   constexpr int kSize = Pack<T>::kSize;
   __shared__ double space[kPanelThreads * kSize];
   if (!s.is(job, Phase::iterate)) return;
@@ -241,8 +240,8 @@ __global__ void __launch_bounds__(kPanelThreads, 2) add_kernel(Solver<T> s, Pane
 
 template <class T>
 __global__ void __launch_bounds__(kPanelThreads)
-take_kernel(Solver<T> s, Panel panel, int64_t job, const int* __restrict__ node, T* __restrict__ out, int64_t stride,
-            After after, int64_t* iterations, double* used_tol) {
+take_kernel(Solver<T> s, Panel panel, int64_t job, const int* __restrict__ node, T* __restrict__ out,
+            int64_t stride, After after, int64_t* iterations, double* used_tol) {
   if (!s.is(job, Phase::solved)) return;
   const int width = panel.lanes * Pack<T>::kSize;
   const Place at(width);
@@ -269,51 +268,14 @@ take_kernel(Solver<T> s, Panel panel, int64_t job, const int* __restrict__ node,
 }  // namespace
 
 template <class T>
-int64_t num_panels(int64_t n, int64_t num_classes) {
-  const int64_t cached = (int64_t(32) << 20) / (std::max<int64_t>(n, 1) * int64_t(sizeof(T)));
-  const int64_t widest = std::min<int64_t>(std::max<int64_t>(cached, 32), kMostColumns);
-  return (num_classes + widest - 1) / widest;
-}
-
-template <class T>
-Panel panel_of(int64_t n, int64_t num_classes, int64_t number) {
-  constexpr int64_t kSize = Pack<T>::kSize;
-  const int64_t panels = num_panels<T>(n, num_classes), packs = (num_classes + kSize - 1) / kSize;
-  const int64_t first = packs * number / panels * kSize, end = packs * (number + 1) / panels * kSize;
-  return {first, int(std::min(end, num_classes) - first), int((end - first) / kSize)};
-}
-
-template <class T>
-Solver<T> carve_solver(Workspace& memory, int64_t n, int64_t capacity, int64_t num_classes) {
-  Solver<T> out{};
-  out.hidden = carve_hidden<T>(memory, n, capacity);
-  const int64_t panels = std::max<int64_t>(num_panels<T>(n, num_classes), 1);
-  const int64_t packs = (num_classes + Pack<T>::kSize - 1) / Pack<T>::kSize, lanes = (packs + panels - 1) / panels;
-  for (Pack<T>** panel : {&out.b, &out.x, &out.r, &out.p, &out.q, &out.e}) *panel = memory.take<Pack<T>>(n * lanes);
-  for (T** numbers : {&out.step, &out.beta}) *numbers = memory.take<T>(kMostColumns);
-  for (double** numbers : {&out.norm, &out.rr}) *numbers = memory.take<double>(kMostColumns);
-  out.active = memory.take<int>(kMostColumns);
-  out.partials = memory.take<double>(int64_t(kMostBlocks) * kMostColumns);
-  out.control = memory.take<Control>(1);
-  return out;
-}
-
-unsigned panel_blocks(int64_t rows, int lanes) {
-  int device = 0, multiprocessors = 1;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  const int64_t groups = kPanelThreads / lanes, wanted = (rows + groups - 1) / groups;
-  return unsigned(std::max<int64_t>(1, std::min<int64_t>({wanted, 2 * multiprocessors, kMostBlocks})));
-}
-
-template <class T>
 void start_solver(const Solver<T>& solver, double tol, const double* tol_pointer, double finest, int64_t* iterations,
                   double* used_tol, Queue queue) {
   launch(start_kernel<T>, 1, 1, 0, queue.stream, solver, tol, tol_pointer, finest, iterations, used_tol);
 }
 
 template <class T>
-void queue_round(const Solver<T>& solver, const Panel& panel, int64_t job, int count, int64_t& slot, bool last, Queue queue) {
+void queue_round(const Solver<T>& solver, const Panel& panel, int64_t job, int count, int64_t& slot, bool last,
+                 Queue queue) {
   const unsigned grid = panel_blocks(solver.hidden.n, panel.lanes);
   const auto queue_one = [&](auto kernel, auto... arguments) {
     launch(kernel, grid, kPanelThreads, 0, queue.stream, solver, panel, job, arguments...);
@@ -328,20 +290,17 @@ void queue_round(const Solver<T>& solver, const Panel& panel, int64_t job, int c
 }
 
 template <class T>
-void queue_take(const Solver<T>& solver, const Panel& panel, int64_t job, const int* node, T* out, int64_t stride, After after,
-                int64_t* iterations, double* used_tol, Queue queue) {
-  launch(take_kernel<T>, panel_blocks(solver.hidden.n, panel.lanes * Pack<T>::kSize), kPanelThreads, 0, queue.stream, solver,
-         panel, job, node, out, stride, after, iterations, used_tol);
+void queue_take(const Solver<T>& solver, const Panel& panel, int64_t job, const int* node, T* out, int64_t stride,
+                After after, int64_t* iterations, double* used_tol, Queue queue) {
+  launch(take_kernel<T>, panel_blocks(solver.hidden.n, panel.lanes * Pack<T>::kSize), kPanelThreads, 0, queue.stream,
+         solver, panel, job, node, out, stride, after, iterations, used_tol);
 }
 
-#define GLOSS_INSTANTIATE(T)                                                                                              \
-  template int64_t num_panels<T>(int64_t, int64_t);                                                                       \
-  template Panel panel_of<T>(int64_t, int64_t, int64_t);                                                                  \
-  template Solver<T> carve_solver<T>(Workspace&, int64_t, int64_t, int64_t);                                              \
-  template void start_solver<T>(const Solver<T>&, double, const double*, double, int64_t*, double*, Queue);               \
-  template void queue_round<T>(const Solver<T>&, const Panel&, int64_t, int, int64_t&, bool, Queue);                      \
-  template void queue_take<T>(const Solver<T>&, const Panel&, int64_t, const int*, T*, int64_t, After, int64_t*, double*, \
-                              Queue);
+#define GLOSS_INSTANTIATE(T)                                                                                     \
+  template void start_solver<T>(const Solver<T>&, double, const double*, double, int64_t*, double*, Queue);      \
+  template void queue_round<T>(const Solver<T>&, const Panel&, int64_t, int, int64_t&, bool, Queue);             \
+  template void queue_take<T>(const Solver<T>&, const Panel&, int64_t, const int*, T*, int64_t, After, int64_t*, \
+                              double*, Queue);
 GLOSS_INSTANTIATE(float)
 GLOSS_INSTANTIATE(double)
 

@@ -1,9 +1,9 @@
-// Conjugate gradients for (I - B) x = b on the GPU, panel after panel of right-hand sides; what solver.cpp does on the CPU.
+// Conjugate gradients for (I - B) x = b on the GPU, panel after panel of right-hand sides, as solver.cpp has them.
 //
-// All decisions are the device's: step sizes, frozen columns, rounds of correction, the end of a panel. A job is one panel
-// of one attempt (a further attempt has a smaller tol). The host queues batches of iterations, each followed by what ends
-// a round and a job; kernels whose turn it is not return at once. After each batch the number of the device's job goes to
-// the host, which reads it one batch late: the device always has work.
+// All decisions are the device's: step sizes, frozen columns, rounds of correction, the end of a panel. A job is one
+// panel of one attempt (a further attempt has a smaller tol). The host queues batches of iterations, each followed by
+// what ends a round and a job; kernels whose turn it is not return at once. After each batch the number of the device's
+// job goes to the host, which reads it one batch late: the device always has work.
 #pragma once
 #include "propagate/columns.cuh"
 #include "propagate/hidden.cuh"
@@ -28,30 +28,30 @@ enum class Phase : int { iterate, end_round, solved, check_rows };
 constexpr int64_t kAllDone = int64_t(1) << 62;  // as job
 
 struct Control {
-  double tol, target;   // of the residual; of a round's own recurrence, a little lower
+  double tol, target;  // of the residual; of a round's own recurrence, a little lower
   int64_t job;
-  int64_t iterations;   // of this panel
-  int64_t slowest;      // of the panels of this attempt
-  int64_t total;        // of the attempts before
-  int64_t advanced;     // the last iteration that was done, in the host's count
+  int64_t iterations;  // of this panel
+  int64_t slowest;     // of the panels of this attempt
+  int64_t total;       // of the attempts before
+  int64_t advanced;    // the last iteration that was done, in the host's count
   int64_t num_fixed;
   Phase phase;
   int round;
   unsigned ticket;
-  int complete;         // the rows of the result are to be completed
+  int complete;  // the rows of the result are to be completed
 };
 
 template <class T>
 struct Solver {
   Hidden<T> hidden;
   Pack<T> *b, *x, *r, *p, *q, *e;  // [n, lanes]; x + e is the solution so far, r the residual of e's system
-  T *step, *beta;                  // [kMostColumns]
-  double *norm, *rr;               // |b|, |r|^2
+  T *step, *beta;                 // [kMostColumns]
+  double *norm, *rr;              // |b|, |r|^2
   int* active;
-  double* partials;                // [kMostBlocks, kMostColumns]
+  double* partials;  // [kMostBlocks, kMostColumns]
   Control* control;
   int64_t max_iter;
-  double* residual;                // [num_classes], output
+  double* residual;  // [num_classes], output
 
   __device__ bool is(int64_t job, Phase phase) const { return control->job == job && control->phase == phase; }
   __device__ bool ends_round(int64_t job, bool last) const {
@@ -86,7 +86,7 @@ template <class T>
 void start_solver(const Solver<T>& solver, double tol, const double* tol_pointer, double finest, int64_t* iterations,
                   double* used_tol, Queue queue);
 
-// In the last block, with the squared norms of the residual in `space`: which columns go on, or that the panel is solved.
+// In the last block, with the residual's squared norms in `space`: which columns go on, or that the panel is solved.
 template <class T>
 __device__ void decide(const Solver<T>& s, const Panel& panel, const double* space, bool last) {
   constexpr int kRounds = 3;
@@ -104,13 +104,12 @@ __device__ void decide(const Solver<T>& s, const Panel& panel, const double* spa
   if (threadIdx.x != 0) return;
   if (!any || last || control.round == kRounds || control.iterations >= s.max_iter - control.total)
     control.phase = Phase::solved;
-  else
-    control.phase = Phase::iterate, ++control.round;
+  else control.phase = Phase::iterate, ++control.round;
 }
 
-// b, the start x, r = p = b, e = 0, |b|. Fill has gather(hidden, row, column, part, parts), a sum over a part of the row's
-// edges; right(hidden, row, column, sum) = b and start(hidden, row, column) = x. One thread a column: boundary rows have
-// any length, so no packs.
+// b, the start x, r = p = b, e = 0, |b|. Fill has gather(hidden, row, column, part, parts), a sum over a part of the
+// row's edges; right(hidden, row, column, sum) = b and start(hidden, row, column) = x. One thread a column: boundary
+// rows have any length, so no packs.
 template <class T, class Fill>
 __global__ void __launch_bounds__(kPanelThreads, 2)
 prepare_kernel(Solver<T> s, Panel panel, int64_t job, bool has_start, Fill fill) {
@@ -148,17 +147,18 @@ prepare_kernel(Solver<T> s, Panel panel, int64_t job, bool has_start, Fill fill)
 
 // Queues `count` iterations and what ends a round. `slot` numbers the iterations of a call; `last`: no round follows.
 template <class T>
-void queue_round(const Solver<T>& solver, const Panel& panel, int64_t job, int count, int64_t& slot, bool last, Queue queue);
+void queue_round(const Solver<T>& solver, const Panel& panel, int64_t job, int count, int64_t& slot, bool last,
+                 Queue queue);
 
 enum class After { next_panel, finish, check_rows };
-// out[node[row], first + c] = scale x, once the panel is solved; without node, out has the system's own rows. Then `after`.
+// out[node[row], first + c] = scale x, once the panel is solved; without node by the system's own rows. Then `after`.
 template <class T>
-void queue_take(const Solver<T>& solver, const Panel& panel, int64_t job, const int* node, T* out, int64_t stride, After after,
-                int64_t* iterations, double* used_tol, Queue queue);
+void queue_take(const Solver<T>& solver, const Panel& panel, int64_t job, const int* node, T* out, int64_t stride,
+                After after, int64_t* iterations, double* used_tol, Queue queue);
 
-// Runs the jobs. prepare(panel, job): launches prepare_kernel, tells whether there is a start. finish(panel, number of the
-// panel, job, last): takes the solution and moves on to the next job, with `last` to the next panel or the end. While the
-// stream is captured, nothing is read: a job gets max_iter iterations.
+// Runs the jobs. prepare(panel, job): launches prepare_kernel, tells whether there is a start. finish(panel, number of
+// the panel, job, last): takes the solution and moves on to the next job, with `last` to the next panel or the end.
+// While the stream is captured, nothing is read: a job gets max_iter iterations.
 template <class T, class Prepare, class Finish>
 void run_jobs(const Solver<T>& solver, int64_t num_classes, Queue queue, const Prepare& prepare, const Finish& finish) {
   constexpr int kBatch = 8;

@@ -1,5 +1,5 @@
-// The graph and propagate stages of the CUDA core on the emulator against the CPU core: "propagate_check NAME" runs one case.
-// Each call runs under several schedules, with outputs and workspace poisoned, and must give the same bits.
+// The graph and propagate stages of the CUDA core on the emulator against the CPU core: "propagate_check NAME" runs one
+// case. Each call runs under several schedules, with outputs and workspace poisoned, and must give the same bits.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -84,7 +84,8 @@ auto on_all_schedules(const Run& run) {
 struct Structure {
   std::vector<int64_t> crow, col, forward, reverse;
   bool operator==(const Structure& o) const {
-    return same_bits(crow, o.crow) && same_bits(col, o.col) && same_bits(forward, o.forward) && same_bits(reverse, o.reverse);
+    return same_bits(crow, o.crow) && same_bits(col, o.col) && same_bits(forward, o.forward) &&
+           same_bits(reverse, o.reverse);
   }
 };
 
@@ -183,7 +184,8 @@ void graph_bad_indices() {
     int64_t e = 0;
     for (const auto& [pair, positions] : entries) {
       if (mode == Symmetrize::min && (positions.first < 0 || positions.second < 0)) continue;
-      expect(got.col[e] == pair.second && got.forward[e] == positions.first && got.reverse[e] == positions.second, "entry");
+      expect(got.col[e] == pair.second && got.forward[e] == positions.first && got.reverse[e] == positions.second,
+             "entry");
       expect(got.crow[pair.first] <= e && e < got.crow[pair.first + 1], "row");
       ++e;
     }
@@ -261,13 +263,13 @@ struct Case {
   int64_t n, k, classes;
   double labeled;
   bool hub = false;
-  int64_t parts = 1;      // components; only the first has labels
-  double between = 1;     // weight of the edges between the halves; the labels are in the first
+  int64_t parts = 1;   // components; only the first has labels
+  double between = 1;  // weight of the edges between the halves; the labels are in the first
   bool initial = false;
   double alpha = NAN, prior_strength = 0, tol = 0;
   int64_t max_iter = 500;
-  double limit = 0;     // of the difference to the CPU; 0: what tol allows
-  size_t padding = 0;   // entries past the last
+  double limit = 0;    // of the difference to the CPU; 0: what tol allows
+  size_t padding = 0;  // entries past the last
 };
 
 template <class T>
@@ -291,17 +293,18 @@ void propagate_case(const Case& c) {
   graph.values.resize(graph.structure.col.size());
   const int64_t n = c.n, classes = c.classes, capacity = graph.capacity();
   const double finest = sizeof(T) == 8 ? 1e-14 : 2e-6, tol = c.tol > 0 ? c.tol : sizeof(T) == 8 ? 1e-11 : 2e-6;
-  where = std::string(sizeof(T) == 8 ? "double" : "float") + " n " + std::to_string(n) + " classes " + std::to_string(classes) +
-          " labeled " + std::to_string(c.labeled) + " alpha " + std::to_string(c.alpha) + " prior " +
-          std::to_string(c.prior_strength) + " initial " + std::to_string(c.initial) + " between " + std::to_string(c.between);
+  where = std::string(sizeof(T) == 8 ? "double" : "float") + " n " + std::to_string(n) + " classes " +
+          std::to_string(classes) + " labeled " + std::to_string(c.labeled) + " alpha " + std::to_string(c.alpha) +
+          " prior " + std::to_string(c.prior_strength) + " initial " + std::to_string(c.initial) + " between " +
+          std::to_string(c.between);
   if (!std::isnan(c.alpha)) {
     const std::vector<T> weights = graph.values;
     cpu::normalize_edges(graph.csr(), weights.data(), Normalization::symmetric, graph.values.data(), 1);
   }
   std::mt19937 random(3);
   std::vector<uint8_t> fixed(static_cast<size_t>(n));
-  std::vector<T> boundary(static_cast<size_t>(n * classes)), prior(static_cast<size_t>(classes), T(1.0 / double(classes))),
-      grad_result(static_cast<size_t>(n * classes));
+  std::vector<T> boundary(static_cast<size_t>(n * classes)),
+      prior(static_cast<size_t>(classes), T(1.0 / double(classes))), grad_result(static_cast<size_t>(n * classes));
   for (int64_t i = 0; i < n; ++i) {
     const bool may = i % c.parts == 0 && (c.between == 1 || i < n / 2);
     fixed[i] = c.labeled > 0 && (i == c.parts || (may && double(random() % 1000) < 1000 * c.labeled));
@@ -314,38 +317,49 @@ void propagate_case(const Case& c) {
   }
   const cpu::PropagateOptions options{c.alpha, c.prior_strength, tol, c.max_iter, 1};
 
-  Solution<T> wanted{std::vector<T>(size_t(n * classes)), std::vector<T>(size_t(capacity)), std::vector<double>(size_t(classes)),
-                     std::vector<double>(size_t(classes)), std::vector<uint8_t>(size_t(n)), 0, 0, 0};
-  wanted.iterations = cpu::propagate(graph.csr(), graph.values.data(), classes, fixed.data(), boundary.data(), c.initial,
-                                     prior.data(), options, wanted.result.data(), wanted.residual.data(),
-                                     wanted.reachable.data(), &wanted.used_tol);
+  Solution<T> wanted{std::vector<T>(size_t(n * classes)),
+                     std::vector<T>(size_t(capacity)),
+                     std::vector<double>(size_t(classes)),
+                     std::vector<double>(size_t(classes)),
+                     std::vector<uint8_t>(size_t(n)),
+                     0,
+                     0,
+                     0};
+  wanted.iterations =
+      cpu::propagate(graph.csr(), graph.values.data(), classes, fixed.data(), boundary.data(), c.initial, prior.data(),
+                     options, wanted.result.data(), wanted.residual.data(), wanted.reachable.data(), &wanted.used_tol);
   cpu::PropagateOptions back_options = options;
   back_options.tol = std::max(wanted.used_tol, finest);
-  wanted.back_iterations =
-      cpu::propagate_backward(graph.csr(), graph.values.data(), classes, fixed.data(), wanted.reachable.data(), prior.data(),
-                              wanted.result.data(), grad_result.data(), back_options, wanted.grad.data(),
-                              wanted.back_residual.data());
+  wanted.back_iterations = cpu::propagate_backward(
+      graph.csr(), graph.values.data(), classes, fixed.data(), wanted.reachable.data(), prior.data(),
+      wanted.result.data(), grad_result.data(), back_options, wanted.grad.data(), wanted.back_residual.data());
 
   const auto got = on_all_schedules([&] {
-    Solution<T> out{poisoned<T>(size_t(n * classes)),       poisoned<T>(size_t(capacity)),  poisoned<double>(size_t(classes)),
-                    poisoned<double>(size_t(classes)), poisoned<uint8_t>(size_t(n)), -1, -1, -1};
+    Solution<T> out{poisoned<T>(size_t(n * classes)),
+                    poisoned<T>(size_t(capacity)),
+                    poisoned<double>(size_t(classes)),
+                    poisoned<double>(size_t(classes)),
+                    poisoned<uint8_t>(size_t(n)),
+                    -1,
+                    -1,
+                    -1};
     Scratch forward(cuda::propagate_workspace<T>(n, capacity, classes));
     cuda::propagate(graph.csr(), capacity, graph.values.data(), classes, fixed.data(), boundary.data(), c.initial,
                     prior.data(), options, out.result.data(), out.residual.data(), out.reachable.data(), &out.used_tol,
                     &out.iterations, forward.get(), kQueue);
     Scratch backward(cuda::propagate_backward_workspace<T>(n, capacity, classes));
     cuda::propagate_backward(graph.csr(), capacity, graph.values.data(), classes, fixed.data(), out.reachable.data(),
-                             prior.data(), out.result.data(), grad_result.data(), options, &out.used_tol, out.grad.data(),
-                             out.back_residual.data(), &out.back_iterations, backward.get(), kQueue);
+                             prior.data(), out.result.data(), grad_result.data(), options, &out.used_tol,
+                             out.grad.data(), out.back_residual.data(), &out.back_iterations, backward.get(), kQueue);
     return out;
   });
   if (std::getenv("GLOSS_VERBOSE"))
-    std::printf("%s: iterations %ld (CPU %ld), back %ld (CPU %ld), used tol %g (CPU %g)\n", where.c_str(), long(got.iterations),
-                long(wanted.iterations), long(got.back_iterations), long(wanted.back_iterations), got.used_tol, wanted.used_tol);
+    std::printf("%s: iterations %ld (CPU %ld), back %ld (CPU %ld), used tol %g (CPU %g)\n", where.c_str(),
+                long(got.iterations), long(wanted.iterations), long(got.back_iterations), long(wanted.back_iterations),
+                got.used_tol, wanted.used_tol);
   expect(got.reachable == wanted.reachable, "reachable");
   expect(got.used_tol == wanted.used_tol, "used tol");
-  if (c.between == 1)
-    expect(std::abs(got.iterations - wanted.iterations) <= 2 + wanted.iterations / 10, "iterations");
+  if (c.between == 1) expect(std::abs(got.iterations - wanted.iterations) <= 2 + wanted.iterations / 10, "iterations");
   bool solved = true, back_solved = true;  // else the CPU core says that it is not, and so must this
   for (int64_t k = 0; k < classes; ++k) {
     solved &= wanted.residual[k] <= wanted.used_tol;
