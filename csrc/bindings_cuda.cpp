@@ -13,12 +13,6 @@ namespace cuda = gloss::cuda;
 using QueueTuple = std::tuple<int, Address>;  // device, stream
 cuda::Queue to_queue(const QueueTuple& queue) { return {std::get<0>(queue), at<void>(std::get<1>(queue))}; }
 
-void normalize_rows(View in, Address out, int out_dtype, Address norms, Address residuals, QueueTuple queue) {
-  py::gil_scoped_release no_gil;
-  cuda::normalize_rows(to_view(in), at<void>(out), gloss::DType(out_dtype), at<float>(norms), at<float>(residuals),
-                       to_queue(queue));
-}
-
 // ------------------------------------------------------------------------------------------------ topk
 int64_t cosine_topk_workspace(View queries, View corpus, int64_t k, bool exclude_self, int64_t hint_k) {
   return cuda::cosine_topk_workspace(to_view(queries), to_view(corpus), k, exclude_self, hint_k);
@@ -182,7 +176,6 @@ namespace gloss::bindings {
 
 void bind_cuda(py::module_& m) {
   m.def("cuda_problem", &cuda::problem);
-  m.def("cuda_normalize_rows", &normalize_rows);
   m.def("cuda_cosine_topk_workspace", &cosine_topk_workspace);
   m.def("cuda_cosine_topk", &cosine_topk);
   m.def("cuda_cosine_topk_backward_workspace", &cosine_topk_backward_workspace);

@@ -19,10 +19,6 @@ struct Queue {
 std::string problem();
 
 // ---------------------------------------------------------------------------------------------- topk
-// out[i] = in[i] / |in[i]| in out_dtype, norms[i] = |in[i]|, residuals[i] = |unit row - out[i]| rounded up (null if not
-// wanted). A zero row stays zero. First step of topk: the residuals bound the error of cosines of the rounded rows.
-void normalize_rows(MatrixView in, void* out, DType out_dtype, float* norms, float* residuals, Queue queue);
-
 // Written on the device; reading it is up to the caller.
 struct TopkStatus {
   int64_t bad_query_row;   // first row that holds NaN or Inf, or -1. Its values come out NaN, its indices valid.

@@ -88,5 +88,5 @@ def test_cuda_kernel_without_a_driver_says_so() -> None:
         pytest.skip("this build has no CUDA core (no nvcc was found)")
     assert "90" in architectures
     with pytest.raises(RuntimeError, match="CUDA: "):
-        _native.core.cuda_normalize_rows(_native.core.Matrix(0, 1, 4, 4, 4), 0, 1, 0, 0, 0, 0)
+        _native.core.cuda_dense_unit_rows(4, 4, False, 0, 0, 0, (0, 0))
     assert "built for" in available_backends()["cuda"].detail

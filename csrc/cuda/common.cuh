@@ -1,4 +1,4 @@
-// Shared by all CUDA files: errors, the device guard, launches, warp reductions, loads of any dtype as float.
+// Shared by all CUDA files: errors, the device guard, launches, warp sums.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -56,19 +56,9 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, void* st
 #else
   kernel<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(static_cast<P>(arguments)...);
 #endif
-  check(cudaGetLastError(), "launch of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
-                                std::to_string(grid.z) + " blocks of " + std::to_string(block.x) + " threads");
-}
-
-__device__ inline float warp_sum(float value) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
-  return value;
-}
-__device__ inline float warp_max(float value) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
-  return value;
+  if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess)
+    check(status, "launch of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
+                      std::to_string(grid.z) + " blocks of " + std::to_string(block.x) + " threads");
 }
 
 __device__ inline double warp_sum(double value) {
@@ -76,18 +66,5 @@ __device__ inline double warp_sum(double value) {
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
 }
-
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(__half x) { return __half2float(x); }
-__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-template <class T>
-__device__ inline T from_float(float x);
-template <>
-__device__ inline float from_float<float>(float x) { return x; }
-template <>
-__device__ inline __half from_float<__half>(float x) { return __float2half_rn(x); }
-template <>
-__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
 }  // namespace gloss::cuda

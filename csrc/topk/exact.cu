@@ -9,7 +9,8 @@
 namespace gloss::cuda {
 namespace {
 
-constexpr int kWarps = 8, kTogether = 8;  // queries that share a read of a corpus row
+constexpr int kWarps = 8;
+constexpr int kTogether = 8;  // queries that share a read of a corpus row
 constexpr int kSelectThreads = 256;
 constexpr int kRedoBlocks = 64;
 constexpr int64_t kScoreBytes = int64_t(256) << 20;
@@ -32,6 +33,26 @@ __device__ inline T cosine_or_last(double cosine, double query_norm, double corp
   return corpus_norm != corpus_norm ? T(-2) : query_norm != query_norm ? T(0) : T(cosine);
 }
 
+// Eight sums over a warp at once: lane l receives that of number l / 4. Half of them change sides in each of the first
+// three steps, so nine exchanges do what eight sums on their own need forty for.
+__device__ inline double warp_sums(const double (&sums)[kTogether], int lane) {
+  double four[4], two[2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const double keep = lane & 16 ? sums[i + 4] : sums[i], give = lane & 16 ? sums[i] : sums[i + 4];
+    four[i] = keep + __shfl_xor_sync(0xffffffffu, give, 16);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const double keep = lane & 8 ? four[i + 2] : four[i], give = lane & 8 ? four[i] : four[i + 2];
+    two[i] = keep + __shfl_xor_sync(0xffffffffu, give, 8);
+  }
+  const double keep = lane & 4 ? two[1] : two[0], give = lane & 4 ? two[0] : two[1];
+  double one = keep + __shfl_xor_sync(0xffffffffu, give, 4);
+  one += __shfl_xor_sync(0xffffffffu, one, 2);
+  return one + __shfl_xor_sync(0xffffffffu, one, 1);
+}
+
 // The cosines of up to kTogether queries with corpus row j; norms are taken in before products can overflow.
 template <class In, class T>
 __device__ inline void score(const Rows<In>& queries, const Rows<In>& corpus, const double* query_norms,
@@ -46,12 +67,14 @@ __device__ inline void score(const Rows<In>& queries, const Rows<In>& corpus, co
     for (int q = 0; q < kTogether; ++q)
       if (q < count) sums[q] += to_double(queries.row(first + q)[c]) * query_norms[first + q] * b;
   }
-#pragma unroll
-  for (int q = 0; q < kTogether; ++q) {
-    if (q >= count) break;
-    const double sum = warp_sum(sums[q]);
-    if (lane == 0) out[q * stride] = cosine_or_last<T>(sum, query_norms[first + q], v);
+  if (count == 1) {
+    const double sum = warp_sum(sums[0]);
+    if (lane == 0) *out = cosine_or_last<T>(sum, query_norms[first], v);
+    return;
   }
+  const double sum = warp_sums(sums, lane);
+  const int q = lane / 4;
+  if (lane % 4 == 0 && q < count) out[q * stride] = cosine_or_last<T>(sum, query_norms[first + q], v);
 }
 
 template <class In, class T>

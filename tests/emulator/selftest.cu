@@ -304,34 +304,6 @@ void test_rounding(int bits, int lowest, double largest) {
 void test_half() { test_rounding<__half>(10, -14, 65504); }
 void test_bfloat16() { test_rounding<__nv_bfloat16>(7, -126, 3.3895313892515355e38); }
 
-template <class In, class Out>
-void test_normalize(DType in_dtype, DType out_dtype, double unit) {
-  constexpr int rows = 37, cols = 83, stride = 90;
-  Array<In> x(rows * stride);
-  Array<Out> out(rows * cols);
-  Array<float> norms(rows), residuals(rows);
-  for (int i = 0; i < rows * stride; ++i) x[i] = In(i / stride == 5 ? 0.f : std::sin(float(i)) * (i / stride + 1));
-  normalize_rows({x.data, in_dtype, rows, cols, stride}, out.data, out_dtype, norms.data, residuals.data, {0, nullptr});
-  finish();
-  for (int r = 0; r < rows; ++r) {
-    double squares = 0, lost = 0;
-    for (int c = 0; c < cols; ++c) squares += double(float(x[r * stride + c])) * double(float(x[r * stride + c]));
-    const double norm = std::sqrt(squares);
-    for (int c = 0; c < cols; ++c) {
-      const double want = norm > 0 ? double(float(x[r * stride + c])) / norm : 0, got = double(float(out[r * cols + c]));
-      expect(std::fabs(got - want) <= unit * std::fabs(want) * 1.01 + 1e-7, "normalize_rows", r * cols + c);
-      lost += (got - want) * (got - want);
-    }
-    expect(std::fabs(norms[r] - norm) <= 1e-6 * norm, "norms", r);
-    expect(residuals[r] >= std::sqrt(lost) && residuals[r] <= std::sqrt(lost) * 1.001 + 1e-6, "residuals", r);
-  }
-}
-void test_normalize_all() {
-  test_normalize<float, float>(DType::f32, DType::f32, 6e-8);
-  test_normalize<float, __half>(DType::f32, DType::f16, 4.9e-4);
-  test_normalize<__nv_bfloat16, __nv_bfloat16>(DType::bf16, DType::bf16, 3.91e-3);
-}
-
 __global__ void fill_kernel(int* out, int64_t value) {
   out[(blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x] = int(value + threadIdx.z * 100 + threadIdx.y * 10);
 }
@@ -397,7 +369,7 @@ int main(int argc, char** argv) {
       {"mma_half", test_mma<__half>}, {"mma_bfloat16", test_mma<__nv_bfloat16>}, {"warps", test_warps},
       {"xor_width", test_xor_width}, {"reduce", test_reduce}, {"neighbours", test_neighbours},
       {"barriers", test_barriers}, {"atomics", test_atomics}, {"copies", test_copies}, {"half", test_half},
-      {"bfloat16", test_bfloat16}, {"normalize", test_normalize_all}, {"launches", test_launches},
+      {"bfloat16", test_bfloat16}, {"launches", test_launches},
       {"returned", run_returned}, {"kinds", run_kinds}, {"lanes", run_lanes}, {"past_end", run_past_end},
       {"no_barrier", run_no_barrier}, {"no_wait", run_no_wait}};
   const auto found = cases.find(argc > 1 ? argv[1] : "");
