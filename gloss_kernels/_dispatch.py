@@ -12,6 +12,7 @@ from . import _cpu, _cuda, _native, _validate
 from ._kernels import Kernels
 
 _KERNELS: dict[str, Any] = {"cpu": _cpu, "cuda": _cuda}
+MEASURED: tuple[tuple[int, int], ...] = ()  # compute capabilities with a report of bench/gpu.py in bench/results
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 
 
@@ -98,7 +99,14 @@ def _cuda_status() -> BackendStatus:
     elif _native.core.cuda_problem():
         detail = f"built for {built}, but {_native.core.cuda_problem()}"
     else:
-        return BackendStatus(True, f"built for {built}{emulated}")
+        capability = torch.cuda.get_device_capability()
+        measured = "" if capability in MEASURED else ", not yet measured on this GPU"
+        if capability < (8, 0):
+            detail = (
+                f"built for {built}, but this GPU has compute capability {capability[0]}.{capability[1]}, below 8.0"
+            )
+            return BackendStatus(False, detail)
+        return BackendStatus(True, f"built for {built}{measured}{emulated}")
     return BackendStatus(bool(_native.emulated), detail + emulated)
 
 

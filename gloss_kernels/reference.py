@@ -121,9 +121,12 @@ def propagate_labels(
     m = normalize(a, normalization)
     d = m.sum(dim=1)
     hidden = reachable & ~labeled
-    system = torch.diag(d[hidden] * (1 + prior_strength)) - m[hidden][:, hidden]
     right = m[hidden][:, labeled] @ y[labeled] + prior_strength * d[hidden, None] * prior
-    f[hidden] = torch.linalg.solve(system, right)
+    scale = (
+        d[hidden, None] * (1 + prior_strength)
+    ).rsqrt()  # a unit diagonal: weights may differ by many powers of ten
+    system = torch.eye(len(scale), dtype=m.dtype, device=m.device) - scale * m[hidden][:, hidden] * scale.T
+    f[hidden] = scale * torch.linalg.solve(system, scale * right)
     f[labeled] = y[labeled]
     return f, reachable
 
