@@ -40,19 +40,33 @@ struct Fill {
   bool spreading, has_initial;
   double alpha, prior_strength;
 
-  // Fixed neighbours; the loads of those that do not count are left out, not branched around, to have several in
-  // flight.
+  // The fixed neighbours. No load waits at a branch, so that those of a batch of edges are in flight together: an edge
+  // that does not count reads boundary[column], one cache line for all.
   __device__ T gather(const Hidden<T>& hidden, int64_t row, int64_t column, int part, int parts) const {
+    constexpr int kFlight = 4;
     T sum = 0;
     if (spreading) return sum;
     const int64_t i = hidden.node[row], end = graph.crow[i + 1];
     const double scale = hidden.scale[row];
-#pragma unroll 4
-    for (int64_t e = graph.crow[i] + part; e < end; e += parts) {
-      const int64_t j = graph.col[e];
-      const bool counts = values[e] > 0 && fixed[j];
-      const T f = counts ? boundary[j * stride + column] : T(0);
-      sum += T(double(counts ? values[e] : T(0)) * scale) * f;
+    for (int64_t first = graph.crow[i] + part; first < end; first += kFlight * parts) {
+      int64_t neighbor[kFlight];
+      T weight[kFlight], f[kFlight];
+#pragma unroll
+      for (int u = 0; u < kFlight; ++u) {
+        const int64_t e = first + u * parts < end ? first + u * parts : end - 1;
+        neighbor[u] = graph.col[e];
+        weight[u] = values[e];
+      }
+      bool counts[kFlight];
+#pragma unroll
+      for (int u = 0; u < kFlight; ++u) counts[u] = fixed[neighbor[u]];
+#pragma unroll
+      for (int u = 0; u < kFlight; ++u) {
+        counts[u] = counts[u] & (weight[u] > 0) & (first + u * parts < end);
+        f[u] = boundary[(counts[u] ? neighbor[u] : 0) * stride + column];
+      }
+#pragma unroll
+      for (int u = 0; u < kFlight; ++u) sum += counts[u] ? T(double(weight[u]) * scale) * f[u] : T(0);
     }
     return sum;
   }
@@ -79,16 +93,31 @@ rest_kernel(Solver<T> s, int64_t num_classes, const uint8_t* __restrict__ fixed,
   const int width = num_classes - first < kMostColumns ? int(num_classes - first) : kMostColumns;
   const Place at(width);
   const int64_t column = first + at.lane;
+  const T unknown = spreading || !at.valid ? T(0) : prior[column];
+  constexpr int kFlight = 4;
   double sum = 0;
   int count = 0;
   if (at.valid)
-    for (int64_t i = at.first_row(); i < n; i += at.stride()) {
-      const bool is_fixed = fixed[i], solved = s.hidden.row_of[i] >= 0;
-      const int64_t to = i * num_classes + column;
-      const T given = is_fixed ? boundary[to] : T(0);
-      if (!solved) result[to] = is_fixed ? given : spreading ? T(0) : prior[column];
-      sum += double(given);
-      count += is_fixed;
+    for (int64_t i = at.first_row(); i < n; i += kFlight * at.stride()) {  // loads of several rows in flight
+      bool is_fixed[kFlight], solved[kFlight];
+      T given[kFlight];
+#pragma unroll
+      for (int u = 0; u < kFlight; ++u) {
+        const int64_t row = i + u * int64_t(at.stride());
+        is_fixed[u] = (row < n) & fixed[row < n ? row : n - 1];
+        solved[u] = (row >= n) | (s.hidden.row_of[row < n ? row : n - 1] >= 0);
+      }
+#pragma unroll
+      for (int u = 0; u < kFlight; ++u)
+        given[u] = boundary[(is_fixed[u] ? i + u * int64_t(at.stride()) : 0) * num_classes + column];
+#pragma unroll
+      for (int u = 0; u < kFlight; ++u) {
+        if (!is_fixed[u]) given[u] = 0;
+        if (!solved[u])
+          result[(i + u * int64_t(at.stride())) * num_classes + column] = is_fixed[u] ? given[u] : unknown;
+        sum += double(given[u]);
+        count += is_fixed[u];
+      }
     }
   if (at.valid) space[threadIdx.x] = sum;
   fold(space, at.groups, width);
@@ -247,7 +276,7 @@ void propagate(Csr graph, int64_t capacity, const T* values, int64_t num_classes
            queue.stream, solver, panel, job, has_start, fill);
     return has_start;
   };
-  const unsigned row_blocks = panel_blocks(graph.n, 32);
+  const unsigned row_blocks = panel_blocks(graph.n, 32, 4);
   run_jobs(solver, num_classes, queue, prepare, [&](const Panel& panel, int64_t number, int64_t job, bool last) {
     const After after = number + 1 < panels ? After::next_panel : completes ? After::check_rows : After::finish;
     queue_take(solver, panel, job, solver.hidden.node, result, num_classes, after, iterations, used_tol, queue);

@@ -35,12 +35,12 @@ Solver<T> carve_solver(Workspace& memory, int64_t n, int64_t capacity, int64_t n
   return out;
 }
 
-unsigned panel_blocks(int64_t rows, int lanes) {
+unsigned panel_blocks(int64_t rows, int lanes, int at_once) {
   int device = 0, multiprocessors = 1;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
   const int64_t groups = kPanelThreads / lanes, wanted = (rows + groups - 1) / groups;
-  return unsigned(std::max<int64_t>(1, std::min<int64_t>({wanted, 2 * multiprocessors, kMostBlocks})));
+  return unsigned(std::max<int64_t>(1, std::min<int64_t>({wanted, at_once * multiprocessors, kMostBlocks})));
 }
 
 #define GLOSS_INSTANTIATE(T)                             \

@@ -276,23 +276,23 @@ void start_solver(const Solver<T>& solver, double tol, const double* tol_pointer
 template <class T>
 void queue_round(const Solver<T>& solver, const Panel& panel, int64_t job, int count, int64_t& slot, bool last,
                  Queue queue) {
-  const unsigned grid = panel_blocks(solver.hidden.n, panel.lanes);
-  const auto queue_one = [&](auto kernel, auto... arguments) {
-    launch(kernel, grid, kPanelThreads, 0, queue.stream, solver, panel, job, arguments...);
+  const auto queue_one = [&](int at_once, auto kernel, auto... arguments) {
+    launch(kernel, panel_blocks(solver.hidden.n, panel.lanes, at_once), kPanelThreads, 0, queue.stream, solver, panel,
+           job, arguments...);
   };
   for (int i = 0; i < count; ++i, ++slot) {
-    queue_one(apply_kernel<T, false>, false);
-    queue_one(advance_kernel<T>, slot);
-    queue_one(turn_kernel<T>, slot);
+    queue_one(2, apply_kernel<T, false>, false);
+    queue_one(2, advance_kernel<T>, slot);
+    queue_one(3, turn_kernel<T>, slot);
   }
-  queue_one(add_kernel<T>, last);
-  queue_one(apply_kernel<T, true>, last);
+  queue_one(3, add_kernel<T>, last);
+  queue_one(2, apply_kernel<T, true>, last);
 }
 
 template <class T>
 void queue_take(const Solver<T>& solver, const Panel& panel, int64_t job, const int* node, T* out, int64_t stride,
                 After after, int64_t* iterations, double* used_tol, Queue queue) {
-  launch(take_kernel<T>, panel_blocks(solver.hidden.n, panel.lanes * Pack<T>::kSize), kPanelThreads, 0, queue.stream,
+  launch(take_kernel<T>, panel_blocks(solver.hidden.n, panel.lanes * Pack<T>::kSize, 3), kPanelThreads, 0, queue.stream,
          solver, panel, job, node, out, stride, after, iterations, used_tol);
 }
 

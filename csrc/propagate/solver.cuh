@@ -78,8 +78,9 @@ int64_t num_panels(int64_t n, int64_t num_classes);
 template <class T>
 Panel panel_of(int64_t n, int64_t num_classes, int64_t number);
 
-// Blocks of a kernel whose groups of `lanes` threads take a row at a time: two a multiprocessor at most.
-unsigned panel_blocks(int64_t rows, int lanes);
+// Blocks of a kernel whose groups of `lanes` threads take a row at a time: as many as a multiprocessor's registers hold
+// at once, times the multiprocessors.
+unsigned panel_blocks(int64_t rows, int lanes, int at_once = 2);
 
 // tol_pointer (on the device, may be null) replaces tol, raised to `finest`.
 template <class T>
