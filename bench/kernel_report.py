@@ -26,7 +26,7 @@ SOURCES = sorted((ROOT / "csrc").glob("*/*.cu"))
 # Kernels whose time is that of the stage: no spills, and registers that leave room for so many threads.
 MAIN_LOOPS = {
     "sweep_kernel": 128,  # two blocks of 256 threads a multiprocessor
-    "apply_kernel": 96,
+    "apply_kernel": 64,
     "advance_kernel": 64,
     "gradient_kernel": 72,
     "refine_kernel": 64,

@@ -76,7 +76,9 @@ def dense_backend(backend: str, device: torch.device) -> str | None:
 
 
 def _has_cuda() -> bool:  # no call of the core: torch.compile traces this
-    return bool(_native.cuda_architectures) and torch.cuda.is_available()
+    if not _native.cuda_architectures or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability() >= (8, 0)
 
 
 def _cpu_status() -> BackendStatus:

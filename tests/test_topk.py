@@ -51,6 +51,22 @@ def test_queries_against_corpus(sizes: tuple[int, int, int], backend: str) -> No
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("columns", [slice(8, 56), slice(3, 44)], ids=["in steps of 16 bytes", "at odd places"])
+def test_few_queries_against_a_half_precision_corpus(columns: slice, backend: str) -> None:
+    """Sorted by cluster, with a zero row and duplicates; the corpus is a part of a wider matrix."""
+    wide = documents(1300, 64, torch.float16, seed=4)
+    wide = wide[(torch.arange(1300) % 5).argsort()]
+    wide[9] = 0
+    wide[40:60] = wide[700]
+    wide[:, columns.stop :] = torch.nan
+    corpus = wide[:, columns]
+    queries = documents(40, 64, torch.float16, seed=3)[:, columns].contiguous()
+    for exclude_self in (False, True):
+        values, indices = cosine_topk(queries, corpus, k=12, exclude_self=exclude_self, backend=backend)
+        check_exact(values, indices, queries, corpus.contiguous(), exclude_self)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_same_neighbours_as_the_reference(backend: str) -> None:
     x = documents(400, 32, torch.float64)
     ours, truth = (cosine_topk(x, k=10, backend=name) for name in (backend, "reference"))

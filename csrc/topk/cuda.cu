@@ -9,7 +9,8 @@
 namespace gloss::cuda {
 namespace {
 
-constexpr int64_t kFewRows = 1024;  // up to so many queries and corpus rows all pairs in double are a handful of launches
+constexpr int64_t kFewQueries = 512;  // so many read a half-precision corpus where it is
+constexpr int64_t kFewRows = 1024;   // up to so many queries and corpus rows all pairs in double are a handful of launches
 
 bool same_matrix(MatrixView a, MatrixView b) {
   return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.stride == b.stride;
@@ -36,6 +37,12 @@ void check_arguments(MatrixView queries, MatrixView corpus, int64_t k, bool excl
     throw std::invalid_argument("queries: more than 2^31 - 1 rows");
 }
 
+// Whether the corpus need not be packed: its rows can be copied in pieces of 16 bytes.
+bool is_direct(MatrixView queries, MatrixView corpus, bool self) {
+  return !self && corpus.dtype == DType::f16 && queries.rows <= kFewQueries && corpus.cols % 8 == 0 &&
+         corpus.stride % 8 == 0 && reinterpret_cast<uintptr_t>(corpus.data) % 16 == 0;
+}
+
 struct Norms {
   double *queries, *corpus;
 };
@@ -60,23 +67,24 @@ void exact(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k, 
 template <class In>
 void filtered(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, float* values,
               int64_t* indices, TopkStatus* status, Queue queue, bool run) {
-  const bool self = same_matrix(queries, corpus);
+  const bool self = same_matrix(queries, corpus), direct = is_direct(queries, corpus, self);
   Search<In> s{};
   s.queries = rows_of<In>(queries);
   s.corpus = rows_of<In>(corpus);
-  const Norms norms = norms_carve(memory, queries, corpus, self);
+  const Norms norms = norms_carve(memory, queries, corpus, self || direct);
   s.query_norms = norms.queries;
-  s.corpus_norms = norms.corpus;
+  s.corpus_norms = direct ? nullptr : norms.corpus;
   s.packed_queries = packed_carve(memory, queries.rows, queries.cols, self);
-  s.packed_corpus = self ? s.packed_queries : packed_carve(memory, corpus.rows, corpus.cols, true);
-  s.lists = lists_carve(memory, s.packed_queries.padded, k);
+  if (!direct) s.packed_corpus = self ? s.packed_queries : packed_carve(memory, corpus.rows, corpus.cols, true);
+  s.lists = lists_carve(memory, s.packed_queries.padded, k, direct ? 512 : 192);
   const auto redo_space = redo_carve<In>(memory, corpus.rows, k);
   if (!run) return;
   s.self = self;
   s.exclude_self = exclude_self;
   s.k = k;
   // float sums of `depth` products of at most 1 in all, truncated once in 16: generous, and small beside the residuals.
-  s.accumulation = 1.2e-7f * float(2 + s.packed_queries.depth / 8);
+  // Rows that are not packed have no residual, but a norm summed in float.
+  s.accumulation = 1.2e-7f * float(2 + s.packed_queries.depth / (direct ? 4 : 8));
   s.values = values;
   s.indices = indices;
   s.status = status;
@@ -86,18 +94,25 @@ void filtered(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t 
   for (void* counter : {static_cast<void*>(s.lists.largest_residual), static_cast<void*>(s.lists.failed_count)})
     check(cudaMemsetAsync(counter, 0, 4, stream), "cudaMemsetAsync");
   pack(s.queries, s.packed_queries, s.query_norms, self ? s.lists.largest_residual : nullptr, &status->bad_query_row, queue);
-  if (!self) pack(s.corpus, s.packed_corpus, s.corpus_norms, s.lists.largest_residual, &status->bad_corpus_row, queue);
+  if (!self && !direct) pack(s.corpus, s.packed_corpus, s.corpus_norms, s.lists.largest_residual, &status->bad_corpus_row, queue);
   open_lists(s);
 
   // Waves of tiles, each some three times all before it: between them the thresholds rise, so that a wave adds about 3 k
   // entries to a list. The first one comes without thresholds and must fit into the lists; what it holds beyond k is the
   // sample that the first threshold comes from.
-  const int64_t tiles = s.packed_corpus.padded / kTile, across = self ? tiles / 2 + 1 : tiles;
+  // Few queries have longer lists and take larger steps, to be done in fewer launches.
+  const int64_t tiles = (corpus.rows + kTile - 1) / kTile, growth = direct ? 8 : 4;
+  Direct rows{};
+  if (direct)
+    rows = {static_cast<const __half*>(corpus.data), corpus.rows, corpus.stride, corpus.cols, tiles,
+            scattering_stride(tiles), &status->bad_corpus_row};
+  const int64_t across = self ? tiles / 2 + 1 : tiles;
   const auto columns = [&](int64_t end) { return kTile * (self ? 2 * end - 1 : end); };  // that a row has met
   int64_t end = 1;
-  while (end < across && columns(end) < 2 * k) ++end;
-  for (int64_t begin = 0; begin < across; begin = end, end = std::min(across, 4 * end)) {
-    sweep(s.packed_queries, s.packed_corpus, s.lists, self, exclude_self, begin, end, queue);
+  while (end < across && (columns(end) < 2 * k || (direct && columns(end + 1) <= s.lists.capacity))) ++end;
+  for (int64_t begin = 0; begin < across; begin = end, end = std::min(across, growth * end)) {
+    if (direct) sweep_direct(s.packed_queries, rows, s.lists, exclude_self, begin, end, queue);
+    else sweep(s.packed_queries, s.packed_corpus, s.lists, self, exclude_self, begin, end, queue);
     compact(s);
   }
   refine(s);

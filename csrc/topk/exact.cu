@@ -60,7 +60,7 @@ __device__ inline void score(const Rows<In>& queries, const Rows<In>& corpus, co
                              int64_t stride) {
   double sums[kTogether] = {};
   const In* y = corpus.row(j);
-  const double v = corpus_norms[j];
+  const double v = norm_of(corpus, corpus_norms, j, lane);
   for (int c = lane; c < corpus.cols; c += 32) {
     const double b = to_double(y[c]) * v;
 #pragma unroll

@@ -21,7 +21,7 @@ template <class In, class T>
 void exact_search(Rows<In> queries, Rows<In> corpus, const double* query_norms, const double* corpus_norms, int64_t k,
                   bool exclude_self, T* values, int64_t* indices, ExactSpace<In, T> space, Queue queue);
 
-// The same for the queries rows[0 .. *count), a list on the device; `space` from redo_carve.
+// The same for the queries rows[0 .. *count), a list on the device, corpus_norms may be null; `space` from redo_carve.
 template <class In>
 struct RedoSpace {
   float* scores;

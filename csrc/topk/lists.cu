@@ -122,8 +122,8 @@ __global__ void __launch_bounds__(32 * kWarps) refine_kernel(Search<In> s) {
   const Key* stored = lists.entries + position * lists.capacity;
   const In* x = s.queries.row(id);
   for (int c = 0; c < count; ++c) {
-    const int other = s.packed_corpus.id[key_index(stored[c])];
-    const double corpus_norm = s.corpus_norms[other];
+    const int64_t at = key_index(stored[c]), other = s.packed_corpus.id ? s.packed_corpus.id[at] : at;
+    const double corpus_norm = norm_of(s.corpus, s.corpus_norms, other, lane);
     const double dot = warp_dot(x, s.corpus.row(other), s.queries.cols, lane, norm);
     if (lane == 0) keys[c] = order_key(corpus_norm == corpus_norm ? float(dot * corpus_norm) : -2.0f, unsigned(other));
   }
@@ -144,23 +144,27 @@ void by_lists(const Search<In>& s, Kernel kernel) {
 
 }  // namespace
 
+int64_t scattering_stride(int64_t count) {
+  int64_t stride = std::max<int64_t>(1, int64_t(0.618 * double(count)));
+  while (std::gcd(stride, count) != 1) ++stride;
+  return stride;
+}
+
 Packed packed_carve(Workspace& memory, int64_t rows, int64_t cols, bool scattered) {
   Packed p{};
   p.count = rows;
   p.padded = (rows + kTile - 1) / kTile * kTile;
   p.depth = (cols + kDepth - 1) / kDepth * kDepth;
-  p.stride = 1;
-  if (scattered)  // near the golden ratio, and without a common divisor: neighbours go far apart, every row is met
-    for (p.stride = std::max<int64_t>(1, int64_t(0.618 * double(rows))); std::gcd(p.stride, rows) != 1;) ++p.stride;
+  p.stride = scattered ? scattering_stride(rows) : 1;
   p.rows = memory.take<__half>(p.padded * p.depth);
   p.residual = memory.take<float>(p.padded);
   p.id = memory.take<int>(p.padded);
   return p;
 }
 
-Lists lists_carve(Workspace& memory, int64_t padded, int64_t k) {
+Lists lists_carve(Workspace& memory, int64_t padded, int64_t k, int64_t least_capacity) {
   Lists l{};
-  l.capacity = int((std::max<int64_t>(192, 8 * k + 64) + 31) / 32 * 32);
+  l.capacity = int((std::max(least_capacity, 8 * k + 64) + 31) / 32 * 32);
   l.entries = memory.take<Key>(padded * l.capacity);
   l.count = memory.take<int>(padded);
   l.threshold = memory.take<float>(padded);

@@ -21,6 +21,15 @@ struct Packed {
   int64_t count, padded, depth;
   int64_t stride;    // position p holds row p * stride % count
 };
+
+// A corpus of half precision that few queries look at: its rows are read where they are, once, and their norms are
+// taken on the way. What is scattered is the order of the tiles.
+struct Direct {
+  const __half* rows;
+  int64_t count, stride, cols;
+  int64_t tiles, tile_stride;
+  int64_t* bad_row;
+};
 Packed packed_carve(Workspace& memory, int64_t rows, int64_t cols, bool scattered);
 
 // Of every query position: entries that may belong to its k best.
@@ -33,14 +42,16 @@ struct Lists {
   int* failed_count;   // []
   int capacity;
 };
-Lists lists_carve(Workspace& memory, int64_t padded, int64_t k);
+Lists lists_carve(Workspace& memory, int64_t padded, int64_t k, int64_t least_capacity);
+// Near the golden ratio of `count`, without a common divisor: i * stride % count meets every i, neighbours far apart.
+int64_t scattering_stride(int64_t count);
 
 // One query row in `problem` of one call.
 template <class In>
 struct Search {
   Rows<In> queries, corpus;
   double *query_norms, *corpus_norms;  // inverse
-  Packed packed_queries, packed_corpus;
+  Packed packed_queries, packed_corpus;  // packed_corpus.id null: positions are rows; corpus_norms null likewise
   Lists lists;
   bool self, exclude_self;
   int64_t k;
@@ -69,5 +80,8 @@ void refine(const Search<In>& s);
 // both sides; else all query tiles with the corpus tiles begin .. end - 1.
 void sweep(const Packed& queries, const Packed& corpus, const Lists& lists, bool self, bool exclude_self, int64_t begin,
            int64_t end, Queue queue);
+// All query tiles with tiles begin .. end - 1 of a corpus that is not packed, in scattered order.
+void sweep_direct(const Packed& queries, const Direct& corpus, const Lists& lists, bool exclude_self, int64_t begin,
+                  int64_t end, Queue queue);
 
 }  // namespace gloss::cuda

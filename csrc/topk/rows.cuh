@@ -78,6 +78,12 @@ __device__ inline double inverse_norm(const In* x, int cols, int lane) {
   return scale / sqrt(warp_sum(squares));
 }
 
+// The inverse norm of a row, which a warp computes where there is no table of them.
+template <class In>
+__device__ inline double norm_of(const Rows<In>& rows, const double* inverse_norms, int64_t i, int lane) {
+  return inverse_norms ? inverse_norms[i] : inverse_norm(rows.row(i), rows.cols, lane);
+}
+
 // x . y by the lanes of a warp; x is scaled so that products of doubles stay in range.
 template <class In>
 __device__ inline double warp_dot(const In* x, const In* y, int cols, int lane, double scale) {

@@ -34,15 +34,37 @@ __device__ inline void* chunk_at(char* operand, int row, int chunk) {
   return operand + row * (kDepth * 2) + ((chunk ^ (row & 7)) << 4);
 }
 
-// The copies of one step of both operands: 1,024 chunks each, four a thread.
-__device__ inline void load_step(char* stage, const __half* a, const __half* b, int64_t depth, int64_t step) {
+// The copies of one step of an operand: 1,024 chunks, four a thread.
+__device__ inline void load_packed(char* to, const __half* from, int64_t depth, int64_t step) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int at = int(threadIdx.x) + i * kThreads, row = at / 8, chunk = at % 8;
-    const int64_t from = int64_t(row) * depth + step * kDepth + chunk * 8;
-    cp_async_16(chunk_at(stage, row, chunk), a + from);
-    cp_async_16(chunk_at(stage + kOperandBytes, row, chunk), b + from);
+    cp_async_16(chunk_at(to, row, chunk), from + int64_t(row) * depth + step * kDepth + chunk * 8);
   }
+}
+// The same of rows where they are; what lies past the last row or column becomes zero.
+__device__ inline void load_direct(char* to, const Direct& corpus, int64_t first, int64_t step) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int at = int(threadIdx.x) + i * kThreads, row = at / 8, chunk = at % 8;
+    const int64_t r = first + row, c = step * kDepth + chunk * 8;
+    const bool there = r < corpus.count && c < corpus.cols;  // columns come in eights
+    cp_async_16(chunk_at(to, row, chunk), corpus.rows + (there ? r * corpus.stride + c : 0), there ? 16 : 0);
+  }
+}
+__device__ inline float sum_of_squares(char* operand) {  // of half a row's part of this step: two threads a row
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const auto* pairs =
+        static_cast<const __half2*>(chunk_at(operand, int(threadIdx.x) / 2, int(threadIdx.x) % 2 * 4 + i));
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      const float2 v = __half22float2(pairs[p]);
+      sum += v.x * v.x + v.y * v.y;
+    }
+  }
+  return sum;
 }
 
 __device__ inline void append(const Lists& lists, int64_t position, float value, int64_t other) {
@@ -50,16 +72,28 @@ __device__ inline void append(const Lists& lists, int64_t position, float value,
   if (at < lists.capacity) lists.entries[position * lists.capacity + at] = order_key(value, unsigned(other));
 }
 
+enum class Source { packed, direct };
+
+template <Source kSource>
 __global__ void __launch_bounds__(kThreads, 2)
-sweep_kernel(Packed queries, Packed corpus, Lists lists, bool self, bool exclude_self, int64_t begin, int64_t end) {
+sweep_kernel(Packed queries, Packed corpus, Direct direct, Lists lists, bool self, bool exclude_self, int64_t begin,
+             int64_t end) {
   GLOSS_DYNAMIC_SHARED(char, shared);
+  constexpr bool kDirect = kSource == Source::direct;
   const int64_t row_tiles = queries.padded / kTile;
-  const Tile tile = tile_of(blockIdx.x, row_tiles, begin, end, self);
+  Tile tile = tile_of(blockIdx.x, row_tiles, begin, end, self);
+  if (kDirect) tile.column = tile.column * direct.tile_stride % direct.tiles;
   // An even number of tiles meets half way round: there each pair would come up twice.
   if (self && 2 * ((tile.column - tile.row + row_tiles) % row_tiles) == row_tiles && tile.row > tile.column) return;
 
   const __half* a = queries.rows + tile.row * kTile * queries.depth;
-  const __half* b = corpus.rows + tile.column * kTile * corpus.depth;
+  const __half* b = kDirect ? nullptr : corpus.rows + tile.column * kTile * corpus.depth;
+  const auto load_step = [&](int64_t step) {
+    char* stage = shared + step % kStages * 2 * kOperandBytes;
+    load_packed(stage, a, queries.depth, step);
+    if (kDirect) load_direct(stage + kOperandBytes, direct, tile.column * kTile, step);
+    else load_packed(stage + kOperandBytes, b, corpus.depth, step);
+  };
   const int64_t steps = queries.depth / kDepth;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_row = warp / 4 * 64, warp_column = warp % 4 * 32;
@@ -67,23 +101,25 @@ sweep_kernel(Packed queries, Packed corpus, Lists lists, bool self, bool exclude
   float* row_threshold = reinterpret_cast<float*>(shared + kStages * 2 * kOperandBytes);
   float* column_threshold = row_threshold + kTile;
   if (threadIdx.x < kTile) row_threshold[threadIdx.x] = lists.threshold[tile.row * kTile + threadIdx.x];
-  else column_threshold[threadIdx.x - kTile] =
+  else if (!kDirect) column_threshold[threadIdx.x - kTile] =
       self ? lists.threshold[tile.column * kTile + threadIdx.x - kTile] : INFINITY;
 
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
-    if (s < steps) load_step(shared + s * 2 * kOperandBytes, a, b, queries.depth, s);
+    if (s < steps) load_step(s);
     cp_async_commit();
   }
   float sums[4][4][4] = {};  // [16 rows][8 columns][fragment]
+  float squares = 0;         // of the corpus row of this thread and its neighbour
   for (int64_t step = 0; step < steps; ++step) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // this step has landed for all, and all are done with the stage that is filled next
     const int64_t next = step + kStages - 1;
-    if (next < steps) load_step(shared + next % kStages * 2 * kOperandBytes, a, b, queries.depth, next);
+    if (next < steps) load_step(next);
     cp_async_commit();
     char* operand_a = shared + step % kStages * 2 * kOperandBytes;
     char* operand_b = operand_a + kOperandBytes;
+    if (kDirect) squares += sum_of_squares(operand_b);
 #pragma unroll
     for (int k16 = 0; k16 < kDepth / 16; ++k16) {
       unsigned fragment_a[4][4], fragment_b[2][4];
@@ -104,6 +140,17 @@ sweep_kernel(Packed queries, Packed corpus, Lists lists, bool self, bool exclude
     }
   }
 
+  float* inverse_norm = column_threshold;  // which rectangles do not need
+  if (kDirect) {
+    squares += __shfl_xor_sync(0xffffffffu, squares, 1);
+    const int64_t row = tile.column * kTile + threadIdx.x / 2;
+    const bool finite = squares <= 3.4e38f;
+    if (threadIdx.x % 2 == 0) inverse_norm[threadIdx.x / 2] = finite && squares > 0 ? rsqrtf(squares) : 0.0f;
+    if (!finite && tile.row == 0) atomicMin(reinterpret_cast<Key*>(direct.bad_row), Key(row));
+    __syncthreads();
+  }
+
+  const int64_t corpus_count = kDirect ? direct.count : corpus.count;
   const bool diagonal = self && tile.row == tile.column;
   const int64_t first_row = tile.row * kTile, first_column = tile.column * kTile;
 #pragma unroll
@@ -117,16 +164,16 @@ sweep_kernel(Packed queries, Packed corpus, Lists lists, bool self, bool exclude
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
           const int column = warp_column + j * 8 + lane % 4 * 2 + side;
-          const float value = sums[i][j][half * 2 + side];
-          const bool for_row = value >= row_bound, for_column = value >= column_threshold[column];
+          const float value = sums[i][j][half * 2 + side] * (kDirect ? inverse_norm[column] : 1.0f);
+          const bool for_row = value >= row_bound, for_column = !kDirect && value >= column_threshold[column];
           if (!for_row && !for_column) continue;
           const int64_t r = first_row + row, c = first_column + column;
-          if (r >= queries.count || c >= corpus.count) continue;
+          if (r >= queries.count || c >= corpus_count) continue;
           if (diagonal && r >= c) {  // each pair once; with itself only where that is asked for
             if (r == c && !exclude_self && for_row) append(lists, r, value, c);
             continue;
           }
-          if (!self && exclude_self && queries.id[r] == corpus.id[c]) continue;
+          if (!self && exclude_self && queries.id[r] == (kDirect ? c : corpus.id[c])) continue;
           if (for_row) append(lists, r, value, c);
           if (for_column) append(lists, c, value, r);
         }
@@ -141,8 +188,16 @@ void sweep(const Packed& queries, const Packed& corpus, const Lists& lists, bool
            int64_t end, Queue queue) {
   const int64_t tiles = queries.padded / kTile * (end - begin);
   if (tiles > 0)
-    launch(sweep_kernel, unsigned(tiles), kThreads, kSharedBytes, queue.stream, queries, corpus, lists, self,
-           exclude_self, begin, end);
+    launch(sweep_kernel<Source::packed>, unsigned(tiles), kThreads, kSharedBytes, queue.stream, queries, corpus,
+           Direct{}, lists, self, exclude_self, begin, end);
+}
+
+void sweep_direct(const Packed& queries, const Direct& corpus, const Lists& lists, bool exclude_self, int64_t begin,
+                  int64_t end, Queue queue) {
+  const int64_t tiles = queries.padded / kTile * (end - begin);
+  if (tiles > 0)
+    launch(sweep_kernel<Source::direct>, unsigned(tiles), kThreads, kSharedBytes, queue.stream, queries, Packed{},
+           corpus, lists, false, exclude_self, begin, end);
 }
 
 }  // namespace gloss::cuda
