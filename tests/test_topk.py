@@ -132,9 +132,9 @@ def test_bad_rows_are_named(dtype: torch.dtype, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_hint_changes_nothing(backend: str) -> None:
-    x = documents(900, 30)
+    x = documents(1100, 30)
     plain = cosine_topk(x, k=8, backend=backend)
-    noisy = torch.randint(-1, 900, (900, 20))
+    noisy = torch.randint(-1, 1100, (1100, 20))
     for hint in (plain.indices, noisy, noisy[:, :1]):
         hinted = cosine_topk(x, k=8, hint=hint, backend=backend)
         assert torch.equal(hinted.indices, plain.indices) and torch.equal(hinted.values, plain.values)

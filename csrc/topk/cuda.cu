@@ -43,6 +43,11 @@ bool is_direct(MatrixView queries, MatrixView corpus, bool self) {
          corpus.stride % 8 == 0 && reinterpret_cast<uintptr_t>(corpus.data) % 16 == 0;
 }
 
+struct Hint {
+  const int64_t* indices;  // [queries.rows, k] or null
+  int64_t k;
+};
+
 struct Norms {
   double *queries, *corpus;
 };
@@ -52,7 +57,7 @@ Norms norms_carve(Workspace& memory, MatrixView queries, MatrixView corpus, bool
 }
 
 template <class In, class T>
-void exact(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, T* values,
+void exact(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, Hint, T* values,
            int64_t* indices, TopkStatus* status, Queue queue, bool run) {
   const bool self = same_matrix(queries, corpus);
   const Norms norms = norms_carve(memory, queries, corpus, self);
@@ -65,8 +70,8 @@ void exact(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k, 
 }
 
 template <class In>
-void filtered(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, float* values,
-              int64_t* indices, TopkStatus* status, Queue queue, bool run) {
+void filtered(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, Hint hint,
+              float* values, int64_t* indices, TopkStatus* status, Queue queue, bool run) {
   const bool self = same_matrix(queries, corpus), direct = is_direct(queries, corpus, self);
   Search<In> s{};
   s.queries = rows_of<In>(queries);
@@ -96,6 +101,7 @@ void filtered(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t 
   pack(s.queries, s.packed_queries, s.query_norms, self ? s.lists.largest_residual : nullptr, &status->bad_query_row, queue);
   if (!self && !direct) pack(s.corpus, s.packed_corpus, s.corpus_norms, s.lists.largest_residual, &status->bad_corpus_row, queue);
   open_lists(s);
+  seed_lists(s, hint.indices, hint.k);
 
   // Waves of tiles, each some three times all before it: between them the thresholds rise, so that a wave adds about 3 k
   // entries to a list. The first one comes without thresholds and must fit into the lists; what it holds beyond k is the
@@ -123,15 +129,15 @@ void filtered(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t 
 }
 
 // Carves the workspace, and runs where it is there.
-void search(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, void* values,
-            int64_t* indices, TopkStatus* status, Queue queue, bool run) {
+void search(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, Hint hint,
+            void* values, int64_t* indices, TopkStatus* status, Queue queue, bool run) {
   by_dtype(queries.dtype, [&](auto type) {
     using In = decltype(type);
     if constexpr (std::is_same_v<In, double>) {
-      exact<In>(memory, queries, corpus, k, exclude_self, static_cast<double*>(values), indices, status, queue, run);
+      exact<In>(memory, queries, corpus, k, exclude_self, hint, static_cast<double*>(values), indices, status, queue, run);
     } else {
       const auto way = is_filtered(queries, corpus, k) ? filtered<In> : exact<In, float>;
-      way(memory, queries, corpus, k, exclude_self, static_cast<float*>(values), indices, status, queue, run);
+      way(memory, queries, corpus, k, exclude_self, hint, static_cast<float*>(values), indices, status, queue, run);
     }
   });
 }
@@ -141,11 +147,11 @@ void search(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k,
 int64_t cosine_topk_workspace(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, int64_t) {
   check_arguments(queries, corpus, k, exclude_self);
   Workspace memory(nullptr);
-  search(memory, queries, corpus, k, exclude_self, nullptr, nullptr, nullptr, {}, false);
+  search(memory, queries, corpus, k, exclude_self, {}, nullptr, nullptr, nullptr, {}, false);
   return memory.size();
 }
 
-void cosine_topk(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, const int64_t*, int64_t,
+void cosine_topk(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, const int64_t* hint, int64_t hint_k,
                  void* values, int64_t* indices, TopkStatus* status, void* workspace, Queue queue) {
   check_arguments(queries, corpus, k, exclude_self);
   const DeviceGuard guard(queue.device);
@@ -154,7 +160,7 @@ void cosine_topk(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_
   check(cudaMemsetAsync(&status->candidates, 0, 16, stream), "cudaMemsetAsync");
   if (queries.rows == 0) return;
   Workspace memory(workspace);
-  search(memory, queries, corpus, k, exclude_self, values, indices, status, queue, true);
+  search(memory, queries, corpus, k, exclude_self, {hint, hint_k}, values, indices, status, queue, true);
 }
 
 }  // namespace gloss::cuda

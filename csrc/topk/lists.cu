@@ -60,6 +60,43 @@ __global__ void __launch_bounds__(256) open_kernel(Search<In> s) {
   s.lists.count[position] = 0;
 }
 
+// One warp a query: the k-th best cosine with earlier neighbours is a lower bound of the k-th best of all. Hints that are
+// no rows, or the row itself, or come twice, do not count.
+template <class In>
+__global__ void __launch_bounds__(32 * kWarps) seed_kernel(Search<In> s, const int64_t* __restrict__ hint, int hint_k) {
+  GLOSS_DYNAMIC_SHARED(Key, shared);
+  const int64_t position = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  if (position >= s.packed_queries.count || s.lists.threshold[position] == kClosed) return;
+  const int64_t id = s.packed_queries.id[position];
+  Key* keys = shared + threadIdx.x / 32 * hint_k;
+  constexpr Key kNone = ~Key(0);
+  for (int c = lane; c < hint_k; c += 32) {
+    const int64_t j = hint[id * hint_k + c];
+    keys[c] = j < 0 || j >= s.corpus.rows || (s.exclude_self && j == id) ? kNone : Key(j);
+  }
+  __syncwarp();
+  const auto sort = [&] { bitonic_sort(keys, hint_k, lane, 32, [] { __syncwarp(); }); };
+  sort();
+  for (int c = 0; c < hint_k; ++c) {
+    const Key j = keys[c];
+    const bool counts = j != kNone && (c + 1 == hint_k || keys[c + 1] != j);  // of equal ones the last
+    __syncwarp();
+    Key key = kNone;
+    if (counts) {
+      const double corpus_norm = norm_of(s.corpus, s.corpus_norms, int64_t(j), lane);
+      const double dot = warp_dot(s.queries.row(id), s.corpus.row(int64_t(j)), s.queries.cols, lane, s.query_norms[id]);
+      if (corpus_norm == corpus_norm) key = order_key(float(dot * corpus_norm), unsigned(c));
+    }
+    if (lane == 0) keys[c] = key;
+    __syncwarp();
+  }
+  sort();
+  if (lane == 0 && keys[s.k - 1] != kNone)
+    s.lists.threshold[position] =
+        key_value(keys[s.k - 1]) - guard(s.packed_queries.residual[position], s.lists, s.accumulation);
+}
+
 // One warp a list. After the sort the list descends; what is below the k-th value by two guards is dropped: its cosine is
 // below the k-th best.
 template <class In>
@@ -118,6 +155,10 @@ __global__ void __launch_bounds__(32 * kWarps) refine_kernel(Search<In> s) {
   const Lists& lists = s.lists;
   if (lists.threshold[position] == kClosed) return;  // to be redone
   const int count = lists.count[position];
+  if (count < s.k) {  // what the bounds exclude; not to be trusted with
+    if (lane == 0) lists.failed[atomicAdd(lists.failed_count, 1)] = int(id);
+    return;
+  }
   Key* keys = shared + threadIdx.x / 32 * lists.capacity;
   const Key* stored = lists.entries + position * lists.capacity;
   const In* x = s.queries.row(id);
@@ -185,6 +226,12 @@ void open_lists(const Search<In>& s) {
   launch(open_kernel<In>, blocks_for(s.packed_queries.padded, 256), 256, 0, s.queue.stream, s);
 }
 template <class In>
+void seed_lists(const Search<In>& s, const int64_t* hint, int64_t hint_k) {
+  if (!hint || hint_k < s.k || hint_k > kMostHints) return;
+  launch(seed_kernel<In>, blocks_for(s.packed_queries.count, kWarps), 32 * kWarps, size_t(kWarps) * hint_k * sizeof(Key),
+         s.queue.stream, s, hint, int(hint_k));
+}
+template <class In>
 void compact(const Search<In>& s) {
   by_lists(s, compact_kernel<In>);
 }
@@ -196,6 +243,7 @@ void refine(const Search<In>& s) {
 #define GLOSS_INSTANTIATE(In)                                                              \
   template void pack<In>(Rows<In>, Packed, double*, unsigned*, int64_t*, Queue);            \
   template void open_lists<In>(const Search<In>&);                                         \
+  template void seed_lists<In>(const Search<In>&, const int64_t*, int64_t);                \
   template void compact<In>(const Search<In>&);                                            \
   template void refine<In>(const Search<In>&);
 GLOSS_INSTANTIATE(float)

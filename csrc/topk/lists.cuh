@@ -69,6 +69,10 @@ void pack(Rows<In> rows, Packed packed, double* inverse_norms, unsigned* largest
 // Opens the lists: a zero row and one that is not finite take part no more.
 template <class In>
 void open_lists(const Search<In>& s);
+// Thresholds from earlier neighbours [queries, hint_k]; not used where there are fewer than k or more than kMostHints.
+constexpr int64_t kMostHints = 1024;
+template <class In>
+void seed_lists(const Search<In>& s, const int64_t* hint, int64_t hint_k);
 // Keeps of each list what can still belong to the k best and raises the thresholds.
 template <class In>
 void compact(const Search<In>& s);
