@@ -75,7 +75,8 @@ def dense_backend(backend: str, device: torch.device) -> str | None:
     return backend if backend in ("cpu", "cuda") else None
 
 
-def _has_cuda() -> bool:  # no call of the core: torch.compile traces this
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_cuda() -> bool:
     if not _native.cuda_architectures or not torch.cuda.is_available():
         return False
     return torch.cuda.get_device_capability() >= (8, 0)

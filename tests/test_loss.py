@@ -192,12 +192,13 @@ def test_heuristics_by_hand() -> None:
     torch.testing.assert_close(sigma_self_tuning(x, 1), torch.tensor([0.01, 2.0**0.5, 0.01, 2.0**0.5]))
 
 
+@pytest.mark.parametrize("backend", AUTO_AND_KERNELS)
 @pytest.mark.parametrize("sigma", [0.5, "self-tuning"])
-def test_compile_fullgraph(n_neighbors: int | None, sigma: float | str) -> None:
+def test_compile_fullgraph(n_neighbors: int | None, sigma: float | str, backend: str) -> None:
     torch._dynamo.reset()  # the variants before this one count against the limit of recompilations
     x, labels, hidden = batch(48)
-    plain = GLoss(4, n_neighbors=n_neighbors, sigma=sigma)
-    compiled = torch.compile(GLoss(4, n_neighbors=n_neighbors, sigma=sigma), fullgraph=True)
+    plain, to_compile = (GLoss(4, n_neighbors=n_neighbors, sigma=sigma, backend=backend) for _ in range(2))
+    compiled = torch.compile(to_compile, fullgraph=True)
     results = []
     for loss_fn in (plain, compiled):
         y = x.clone().requires_grad_()
