@@ -25,11 +25,11 @@ SOURCES = sorted((ROOT / "csrc").glob("*/*.cu"))
 
 # Kernels whose time is that of the stage: no spills, and registers that leave room for so many threads.
 MAIN_LOOPS = {
-    "sweep_kernel": 128,  # two blocks of 256 threads a multiprocessor
+    "sweep_kernel": 255,  # one block of 256 threads a multiprocessor, half of the registers accumulators
     "apply_kernel": 64,
     "advance_kernel": 64,
     "gradient_kernel": 72,
-    "refine_kernel": 64,
+    "refine_kernel": 80,
     "compact_kernel": 64,
     "pack_kernel": 64,
 }

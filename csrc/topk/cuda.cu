@@ -9,17 +9,25 @@
 namespace gloss::cuda {
 namespace {
 
-constexpr int64_t kFewQueries = 512;  // so many read a half-precision corpus where it is
-constexpr int64_t kFewRows = 1024;   // up to so many queries and corpus rows all pairs in double are a handful of launches
+constexpr int64_t kFewPairs = int64_t(1) << 18;  // so many are scored faster than filtered
+constexpr int64_t kSplitCols = 64;               // rows as short are packed in two halves: three times as long
+constexpr int64_t kFewRows = 512;                // of the corpus: three blocks at least
 
 bool same_matrix(MatrixView a, MatrixView b) {
   return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.stride == b.stride;
 }
 
-// Whether the filter is worth its launches, and its lists hold k.
 bool is_filtered(MatrixView queries, MatrixView corpus, int64_t k) {
-  return queries.dtype != DType::f64 && k <= kLargestK && 2 * k + kTile <= corpus.rows &&
-         (queries.rows > kFewRows || corpus.rows > kFewRows);
+  return queries.dtype != DType::f64 && k <= kLargestK && 4 * k <= corpus.rows && corpus.rows > kFewRows &&
+         queries.rows > kFewPairs / corpus.rows;
+}
+
+// A few tiles of queries read a corpus of 16-bit rows once, as it is. Its rows must be made of aligned chunks of 8
+// numbers.
+bool is_swept_raw(MatrixView queries, MatrixView corpus) {
+  return queries.rows <= 4 * kTileRows && (corpus.dtype == DType::f16 || corpus.dtype == DType::bf16) &&
+         corpus.cols > 0 &&
+         corpus.cols % 8 == 0 && corpus.stride % 8 == 0 && reinterpret_cast<uintptr_t>(corpus.data) % 16 == 0;
 }
 
 void check_arguments(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self) {
@@ -37,17 +45,6 @@ void check_arguments(MatrixView queries, MatrixView corpus, int64_t k, bool excl
     throw std::invalid_argument("queries: more than 2^31 - 1 rows");
 }
 
-// Whether the corpus need not be packed: its rows can be copied in pieces of 16 bytes.
-bool is_direct(MatrixView queries, MatrixView corpus, bool self) {
-  return !self && corpus.dtype == DType::f16 && queries.rows <= kFewQueries && corpus.cols % 8 == 0 &&
-         corpus.stride % 8 == 0 && reinterpret_cast<uintptr_t>(corpus.data) % 16 == 0;
-}
-
-struct Hint {
-  const int64_t* indices;  // [queries.rows, k] or null
-  int64_t k;
-};
-
 struct Norms {
   double *queries, *corpus;
 };
@@ -55,6 +52,11 @@ Norms norms_carve(Workspace& memory, MatrixView queries, MatrixView corpus, bool
   double* of_queries = memory.take<double>(queries.rows);
   return {of_queries, self ? of_queries : memory.take<double>(corpus.rows)};
 }
+
+struct Hint {
+  const int64_t* indices;  // [queries.rows, k] or null
+  int64_t k;
+};
 
 template <class In, class T>
 void exact(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, Hint, T* values,
@@ -69,63 +71,99 @@ void exact(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k, 
                space, queue);
 }
 
+// How many times what a row has met the next wave may bring it to, so that its list holds what that adds, at 8 sigma,
+// beside its k best and those that the packed rows cannot tell from them.
+double largest_growth(int64_t k, int64_t capacity) {
+  double growth = 1.25;
+  const auto added = [&](double g) { return double(k) * (g - 1) + 8 * std::sqrt(double(k) * (g - 1) * g); };
+  while (double(k + k / 4 + 16) + added(growth * 1.05) <= double(capacity)) growth *= 1.05;
+  return growth;
+}
+
+// Waves of tiles; between them the thresholds rise. The first stores whatever it computes, the last leaves its entries
+// to refine(). What a row has met after each differs by the growth that lists_carve was made for.
+template <class In>
+void run_waves(const Search<In>& s) {
+  const double growth = largest_growth(s.k, s.lists.capacity);
+  const int64_t blocks = s.packed_corpus.blocks, room = s.lists.capacity / kBlock;
+  if (!s.self) {
+    int64_t end = std::min(room, blocks);
+    sweep(s.packed_queries, s.packed_corpus, s.raw, s.lists, {false, true, s.exclude_self, 0, 0, end}, s.queue);
+    compact(s, int(end) * kBlock);
+    while (end < blocks) {
+      const int64_t begin = end;
+      end = std::min(blocks, std::max(begin + 1, int64_t(growth * double(begin))));
+      sweep(s.packed_queries, s.packed_corpus, s.raw, s.lists, {false, false, s.exclude_self, 0, begin, end}, s.queue);
+      if (end < blocks) compact(s, 0);
+    }
+    return;
+  }
+  // Deltas below `end` make a row meet 2 end - 1 blocks. Dense, both sides are computed.
+  const auto met = [](int64_t end) { return 2 * end - 1; };
+  int64_t end = (std::min(room, blocks) + 1) / 2;
+  sweep(s.packed_queries, s.packed_corpus, s.raw, s.lists, {true, true, s.exclude_self, blocks, 1 - end, end}, s.queue);
+  compact(s, int(met(end)) * kBlock);
+  const int64_t whole = (blocks + 1) / 2;  // deltas that all blocks take part in
+  while (end < whole) {
+    const int64_t begin = end;
+    end = std::min(whole, std::max(begin + 1, int64_t((growth * double(met(begin)) + 1) / 2)));
+    sweep(s.packed_queries, s.packed_corpus, s.raw, s.lists, {true, false, s.exclude_self, blocks, begin, end},
+          s.queue);
+    if (met(end) < blocks) compact(s, 0);
+  }
+  if (blocks % 2 == 0 && met(end) < blocks)  // half way round
+    sweep(s.packed_queries, s.packed_corpus, s.raw, s.lists, {true, false, s.exclude_self, blocks / 2, end, end + 1},
+          s.queue);
+}
+
 template <class In>
 void filtered(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, Hint hint,
               float* values, int64_t* indices, TopkStatus* status, Queue queue, bool run) {
-  const bool self = same_matrix(queries, corpus), direct = is_direct(queries, corpus, self);
+  const bool self = same_matrix(queries, corpus);
   Search<In> s{};
   s.queries = rows_of<In>(queries);
   s.corpus = rows_of<In>(corpus);
-  const Norms norms = norms_carve(memory, queries, corpus, self || direct);
+  const Norms norms = norms_carve(memory, queries, corpus, self);
   s.query_norms = norms.queries;
-  s.corpus_norms = direct ? nullptr : norms.corpus;
-  s.packed_queries = packed_carve(memory, queries.rows, queries.cols, self);
-  if (!direct) s.packed_corpus = self ? s.packed_queries : packed_carve(memory, corpus.rows, corpus.cols, true);
-  s.lists = lists_carve(memory, s.packed_queries.padded, k, direct ? 512 : 192);
-  const auto redo_space = redo_carve<In>(memory, corpus.rows, k);
+  s.corpus_norms = norms.corpus;
+  const bool raw = !self && is_swept_raw(queries, corpus), split = !raw && queries.cols <= kSplitCols;
+  s.packed_queries = packed_carve(memory, queries.rows, queries.cols, split, self, true);
+  s.packed_corpus = self ? s.packed_queries : packed_carve(memory, corpus.rows, corpus.cols, split, true, !raw);
+  if (raw)
+    s.raw = {static_cast<const Chunk*>(corpus.data), corpus.dtype,      corpus.stride / 8,
+             int(corpus.cols),                       s.packed_corpus.id, s.corpus_norms,
+             status ? &status->bad_corpus_row : nullptr, memory.take<int>(s.packed_queries.padded)};
+  s.lists = lists_carve(memory, s.packed_queries.padded, k);
+  s.failed = failed_carve(memory, s.packed_queries.padded, k);
   if (!run) return;
   s.self = self;
   s.exclude_self = exclude_self;
   s.k = k;
-  // float sums of `depth` products of at most 1 in all, truncated once in 16: generous, and small beside the residuals.
-  // Rows that are not packed have no residual, but a norm summed in float.
-  s.accumulation = 1.2e-7f * float(2 + s.packed_queries.depth / (direct ? 4 : 8));
+  // Sums of products that come to 1 at most in all. The tensor cores add 8 or 16 of them to a sum at a time, each cut
+  // to the length of the largest: below 9 / 8 * 2^-23 a product. A split leaves out low . low, below 2^-22.
+  s.accumulation = 1.4e-7f * float(s.packed_queries.steps * kStep) + (split ? 3e-7f : 0.0f) + 4e-7f;
   s.values = values;
   s.indices = indices;
   s.status = status;
   s.queue = queue;
 
-  const auto stream = static_cast<cudaStream_t>(queue.stream);
-  for (void* counter : {static_cast<void*>(s.lists.largest_residual), static_cast<void*>(s.lists.failed_count)})
-    check(cudaMemsetAsync(counter, 0, 4, stream), "cudaMemsetAsync");
-  pack(s.queries, s.packed_queries, s.query_norms, self ? s.lists.largest_residual : nullptr, &status->bad_query_row, queue);
-  if (!self && !direct) pack(s.corpus, s.packed_corpus, s.corpus_norms, s.lists.largest_residual, &status->bad_corpus_row, queue);
-  open_lists(s);
+  const auto fill = [&](void* at, int byte, size_t bytes) {
+    check(cudaMemsetAsync(at, byte, bytes, static_cast<cudaStream_t>(queue.stream)), "cudaMemsetAsync");
+  };
+  fill(s.lists.largest_residual, 0, sizeof(unsigned));
+  fill(s.failed.count, 0, sizeof(int));
+  fill(s.failed.hashes, 0, size_t(s.failed.slots) * sizeof(Key));
+  fill(s.failed.smallest, 0x7f, size_t(s.failed.slots) * sizeof(int));
+  if (raw) fill(s.raw.odd, 0, size_t(s.packed_queries.padded) * sizeof(int));
+  pack(s.queries, s.query_norms, s.packed_queries, raw && queries.dtype == DType::bf16, &s.lists,
+       self ? s.lists.largest_residual : nullptr, &status->bad_query_row, queue);
+  if (!self && !raw)
+    pack(s.corpus, s.corpus_norms, s.packed_corpus, false, static_cast<const Lists*>(nullptr), s.lists.largest_residual,
+         &status->bad_corpus_row, queue);
   seed_lists(s, hint.indices, hint.k);
-
-  // Waves of tiles, each some three times all before it: between them the thresholds rise, so that a wave adds about 3 k
-  // entries to a list. The first one comes without thresholds and must fit into the lists; what it holds beyond k is the
-  // sample that the first threshold comes from.
-  // Few queries have longer lists and take larger steps, to be done in fewer launches.
-  const int64_t tiles = (corpus.rows + kTile - 1) / kTile, growth = direct ? 8 : 4;
-  Direct rows{};
-  if (direct)
-    rows = {static_cast<const __half*>(corpus.data), corpus.rows, corpus.stride, corpus.cols, tiles,
-            scattering_stride(tiles), &status->bad_corpus_row};
-  const int64_t across = self ? tiles / 2 + 1 : tiles;
-  const auto columns = [&](int64_t end) { return kTile * (self ? 2 * end - 1 : end); };  // that a row has met
-  int64_t end = 1;
-  while (end < across && (columns(end) < 2 * k || (direct && columns(end + 1) <= s.lists.capacity))) ++end;
-  for (int64_t begin = 0; begin < across; begin = end, end = std::min(across, growth * end)) {
-    if (direct) sweep_direct(s.packed_queries, rows, s.lists, exclude_self, begin, end, queue);
-    else sweep(s.packed_queries, s.packed_corpus, s.lists, self, exclude_self, begin, end, queue);
-    compact(s);
-  }
+  run_waves(s);
   refine(s);
-  redo_rows(s.queries, s.corpus, s.query_norms, s.corpus_norms, k, exclude_self, s.lists.failed, s.lists.failed_count,
-            values, indices, redo_space, queue);
-  check(cudaMemcpyAsync(&status->recomputed_rows, s.lists.failed_count, 4, cudaMemcpyDeviceToDevice, stream),
-        "cudaMemcpyAsync");
+  redo(s);
 }
 
 // Carves the workspace, and runs where it is there.
@@ -134,7 +172,8 @@ void search(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k,
   by_dtype(queries.dtype, [&](auto type) {
     using In = decltype(type);
     if constexpr (std::is_same_v<In, double>) {
-      exact<In>(memory, queries, corpus, k, exclude_self, hint, static_cast<double*>(values), indices, status, queue, run);
+      exact<In>(memory, queries, corpus, k, exclude_self, hint, static_cast<double*>(values), indices, status, queue,
+                run);
     } else {
       const auto way = is_filtered(queries, corpus, k) ? filtered<In> : exact<In, float>;
       way(memory, queries, corpus, k, exclude_self, hint, static_cast<float*>(values), indices, status, queue, run);
@@ -151,8 +190,8 @@ int64_t cosine_topk_workspace(MatrixView queries, MatrixView corpus, int64_t k, 
   return memory.size();
 }
 
-void cosine_topk(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, const int64_t* hint, int64_t hint_k,
-                 void* values, int64_t* indices, TopkStatus* status, void* workspace, Queue queue) {
+void cosine_topk(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, const int64_t* hint,
+                 int64_t hint_k, void* values, int64_t* indices, TopkStatus* status, void* workspace, Queue queue) {
   check_arguments(queries, corpus, k, exclude_self);
   const DeviceGuard guard(queue.device);
   const auto stream = static_cast<cudaStream_t>(queue.stream);

@@ -10,9 +10,8 @@ namespace gloss::cuda {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kTogether = 8;  // queries that share a read of a corpus row
+constexpr int kTile = 64, kTileThreads = 256, kColumns = 16;
 constexpr int kSelectThreads = 256;
-constexpr int kRedoBlocks = 64;
 constexpr int64_t kScoreBytes = int64_t(256) << 20;
 
 template <class In>
@@ -33,59 +32,49 @@ __device__ inline T cosine_or_last(double cosine, double query_norm, double corp
   return corpus_norm != corpus_norm ? T(-2) : query_norm != query_norm ? T(0) : T(cosine);
 }
 
-// Eight sums over a warp at once: lane l receives that of number l / 4. Half of them change sides in each of the first
-// three steps, so nine exchanges do what eight sums on their own need forty for.
-__device__ inline double warp_sums(const double (&sums)[kTogether], int lane) {
-  double four[4], two[2];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const double keep = lane & 16 ? sums[i + 4] : sums[i], give = lane & 16 ? sums[i] : sums[i + 4];
-    four[i] = keep + __shfl_xor_sync(0xffffffffu, give, 16);
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const double keep = lane & 8 ? four[i + 2] : four[i], give = lane & 8 ? four[i] : four[i + 2];
-    two[i] = keep + __shfl_xor_sync(0xffffffffu, give, 8);
-  }
-  const double keep = lane & 4 ? two[1] : two[0], give = lane & 4 ? two[0] : two[1];
-  double one = keep + __shfl_xor_sync(0xffffffffu, give, 4);
-  one += __shfl_xor_sync(0xffffffffu, one, 2);
-  return one + __shfl_xor_sync(0xffffffffu, one, 1);
-}
-
-// The cosines of up to kTogether queries with corpus row j; norms are taken in before products can overflow.
+// A tile of 64 x 64 cosines a block, 4 x 4 a thread, from operands in shared memory: 2 * 64 * 64 d operations for
+// 2 * 64 d numbers read.
 template <class In, class T>
-__device__ inline void score(const Rows<In>& queries, const Rows<In>& corpus, const double* query_norms,
-                             const double* corpus_norms, int64_t first, int count, int64_t j, int lane, T* out,
-                             int64_t stride) {
-  double sums[kTogether] = {};
-  const In* y = corpus.row(j);
-  const double v = norm_of(corpus, corpus_norms, j, lane);
-  for (int c = lane; c < corpus.cols; c += 32) {
-    const double b = to_double(y[c]) * v;
-#pragma unroll
-    for (int q = 0; q < kTogether; ++q)
-      if (q < count) sums[q] += to_double(queries.row(first + q)[c]) * query_norms[first + q] * b;
-  }
-  if (count == 1) {
-    const double sum = warp_sum(sums[0]);
-    if (lane == 0) *out = cosine_or_last<T>(sum, query_norms[first], v);
-    return;
-  }
-  const double sum = warp_sums(sums, lane);
-  const int q = lane / 4;
-  if (lane % 4 == 0 && q < count) out[q * stride] = cosine_or_last<T>(sum, query_norms[first + q], v);
-}
-
-template <class In, class T>
-__global__ void __launch_bounds__(32 * kWarps)
+__global__ void __launch_bounds__(kTileThreads)
 scores_kernel(Rows<In> queries, Rows<In> corpus, const double* __restrict__ query_norms,
               const double* __restrict__ corpus_norms, int64_t begin, int64_t end, T* __restrict__ scores) {
-  const int64_t first = begin + int64_t(blockIdx.y) * kTogether;
-  const int count = int(end - first < kTogether ? end - first : kTogether);
-  for (int64_t j = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; j < corpus.rows; j += int64_t(gridDim.x) * kWarps)
-    score(queries, corpus, query_norms, corpus_norms, first, count, j, int(threadIdx.x % 32),
-          scores + (first - begin) * corpus.rows + j, corpus.rows);
+  __shared__ double row_part[kColumns][kTile + 1], column_part[kColumns][kTile + 1];
+  const int64_t first_row = begin + int64_t(blockIdx.y) * kTile, first_column = int64_t(blockIdx.x) * kTile;
+  const int me = threadIdx.x, x = me % 16, y = me / 16;
+  double sums[4][4] = {};
+  for (int from = 0; from < queries.cols; from += kColumns) {
+    for (int at = me; at < kTile * kColumns; at += kTileThreads) {
+      const int c = at % kColumns, offset = at / kColumns;  // neighbouring threads read neighbouring columns
+      const auto scaled = [&](const Rows<In>& rows, const double* norms, int64_t i, int64_t last) {
+        const bool inside = i < last && from + c < rows.cols;
+        return inside ? to_double(rows.row(i)[from + c]) * scaling(norms[i]).power : 0.0;
+      };
+      row_part[c][offset] = scaled(queries, query_norms, first_row + offset, end);
+      column_part[c][offset] = scaled(corpus, corpus_norms, first_column + offset, corpus.rows);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      double a[4], b[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = row_part[c][y + 16 * i], b[i] = column_part[c][x + 16 * i];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[i][j] += a[i] * b[j];
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int64_t row = first_row + y + 16 * i, column = first_column + x + 16 * j;
+      if (row >= end || column >= corpus.rows) continue;
+      const double of_row = query_norms[row], of_column = corpus_norms[column];
+      scores[(row - begin) * corpus.rows + column] = cosine_or_last<T>(
+          sums[i][j] * (scaling(of_row).rest * scaling(of_column).rest) + 0.0, of_row, of_column);
+    }
 }
 
 template <class T>
@@ -100,8 +89,8 @@ struct Choice {
   }
 };
 
-// The k best of scores[0 .. n) but `excluded`, sorted, by a block: a radix selection finds the k-th value eight bits at a
-// time, then those better and the first of those equal, in the order of their indices, are taken and sorted.
+// The k best of scores[0 .. n) but `excluded`, sorted, by a block: a radix selection finds the k-th value eight bits
+// at a time, then those better and the first of those equal, in the order of their indices, are taken and sorted.
 template <class T>
 __device__ void select_row(const T* scores, int64_t n, int64_t excluded, int64_t k, Choice<T>* chosen, T* values,
                            int64_t* indices, bool is_nan) {
@@ -154,28 +143,12 @@ __device__ void select_row(const T* scores, int64_t n, int64_t excluded, int64_t
 }
 
 template <class T>
-__global__ void __launch_bounds__(kSelectThreads)
+__global__ void __launch_bounds__(kSelectThreads, 4)
 select_kernel(const T* __restrict__ scores, int64_t n, int64_t begin, int64_t k, bool exclude_self,
               const double* __restrict__ query_norms, Choice<T>* chosen, T* values, int64_t* indices) {
   const int64_t at = blockIdx.x, row = begin + at;
   select_row(scores + at * n, n, exclude_self ? row : -1, k, chosen + at * k, values + row * k, indices + row * k,
              query_norms[row] != query_norms[row]);
-}
-
-template <class In>
-__global__ void __launch_bounds__(kSelectThreads)
-redo_kernel(Rows<In> queries, Rows<In> corpus, const double* __restrict__ query_norms,
-            const double* __restrict__ corpus_norms, int64_t k, bool exclude_self, const int* __restrict__ rows,
-            const int* __restrict__ count, float* scores, Choice<float>* chosen, float* values, int64_t* indices) {
-  float* mine = scores + int64_t(blockIdx.x) * corpus.rows;
-  for (int at = blockIdx.x; at < *count; at += gridDim.x) {
-    const int64_t row = rows[at];
-    for (int64_t j = threadIdx.x / 32; j < corpus.rows; j += blockDim.x / 32)
-      score(queries, corpus, query_norms, corpus_norms, row, 1, j, int(threadIdx.x % 32), mine + j, 0);
-    __syncthreads();
-    select_row(mine, corpus.rows, exclude_self ? row : -1, k, chosen + int64_t(blockIdx.x) * k, values + row * k,
-               indices + row * k, query_norms[row] != query_norms[row]);
-  }
 }
 
 }  // namespace
@@ -188,8 +161,8 @@ void compute_norms(Rows<In> rows, double* inverse_norms, int64_t* bad_row, Queue
 
 template <class In, class T>
 ExactSpace<In, T> exact_carve(Workspace& memory, int64_t queries, int64_t corpus, int64_t k) {
-  const int64_t chunk = std::clamp<int64_t>(kScoreBytes / (corpus * int64_t(sizeof(T)) + k * int64_t(sizeof(Choice<T>))),
-                                            1, std::min<int64_t>(queries, 65535));
+  const int64_t bytes = corpus * int64_t(sizeof(T)) + k * int64_t(sizeof(Choice<T>));  // a query
+  const int64_t chunk = std::clamp<int64_t>(kScoreBytes / bytes, 1, std::min<int64_t>(queries, 65535));
   return {memory.take<T>(chunk * corpus), memory.take<Choice<T>>(chunk * k), chunk};
 }
 
@@ -198,25 +171,12 @@ void exact_search(Rows<In> queries, Rows<In> corpus, const double* query_norms, 
                   bool exclude_self, T* values, int64_t* indices, ExactSpace<In, T> space, Queue queue) {
   for (int64_t begin = 0; begin < queries.rows; begin += space.chunk) {
     const int64_t end = std::min(queries.rows, begin + space.chunk);
-    const dim3 grid(std::min(blocks_for(corpus.rows, kWarps), 4096u), blocks_for(end - begin, kTogether));
-    launch(scores_kernel<In, T>, grid, 32 * kWarps, 0, queue.stream, queries, corpus, query_norms, corpus_norms, begin,
+    const dim3 grid(blocks_for(corpus.rows, kTile), blocks_for(end - begin, kTile));
+    launch(scores_kernel<In, T>, grid, kTileThreads, 0, queue.stream, queries, corpus, query_norms, corpus_norms, begin,
            end, space.scores);
-    launch(select_kernel<T>, unsigned(end - begin), kSelectThreads, 0, queue.stream, space.scores, corpus.rows, begin, k,
-           exclude_self, query_norms, static_cast<Choice<T>*>(space.chosen), values, indices);
+    launch(select_kernel<T>, unsigned(end - begin), kSelectThreads, 0, queue.stream, space.scores, corpus.rows, begin,
+           k, exclude_self, query_norms, static_cast<Choice<T>*>(space.chosen), values, indices);
   }
-}
-
-template <class In>
-RedoSpace<In> redo_carve(Workspace& memory, int64_t corpus, int64_t k) {
-  return {memory.take<float>(kRedoBlocks * corpus), memory.take<Choice<float>>(kRedoBlocks * k)};
-}
-
-template <class In>
-void redo_rows(Rows<In> queries, Rows<In> corpus, const double* query_norms, const double* corpus_norms, int64_t k,
-               bool exclude_self, const int* rows, const int* count, float* values, int64_t* indices,
-               RedoSpace<In> space, Queue queue) {
-  launch(redo_kernel<In>, kRedoBlocks, kSelectThreads, 0, queue.stream, queries, corpus, query_norms, corpus_norms, k,
-         exclude_self, rows, count, space.scores, static_cast<Choice<float>*>(space.chosen), values, indices);
 }
 
 #define GLOSS_INSTANTIATE(In, T)                                                                                       \
@@ -224,16 +184,9 @@ void redo_rows(Rows<In> queries, Rows<In> corpus, const double* query_norms, con
   template ExactSpace<In, T> exact_carve<In, T>(Workspace&, int64_t, int64_t, int64_t);                                \
   template void exact_search<In, T>(Rows<In>, Rows<In>, const double*, const double*, int64_t, bool, T*, int64_t*,     \
                                     ExactSpace<In, T>, Queue);
-#define GLOSS_INSTANTIATE_REDO(In)                                                                                     \
-  template RedoSpace<In> redo_carve<In>(Workspace&, int64_t, int64_t);                                                 \
-  template void redo_rows<In>(Rows<In>, Rows<In>, const double*, const double*, int64_t, bool, const int*, const int*, \
-                              float*, int64_t*, RedoSpace<In>, Queue);
 GLOSS_INSTANTIATE(double, double)
 GLOSS_INSTANTIATE(float, float)
 GLOSS_INSTANTIATE(__half, float)
 GLOSS_INSTANTIATE(__nv_bfloat16, float)
-GLOSS_INSTANTIATE_REDO(float)
-GLOSS_INSTANTIATE_REDO(__half)
-GLOSS_INSTANTIATE_REDO(__nv_bfloat16)
 
 }  // namespace gloss::cuda

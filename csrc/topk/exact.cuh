@@ -1,10 +1,11 @@
-// Every pair in double: the whole search for float64, for few rows and for large k, and rows that the filter gives up.
+// Every pair: the whole search for float64, for few rows and for large k.
 #pragma once
 #include "topk/rows.cuh"
 
 namespace gloss::cuda {
 
-// inverse_norms[i] = 1 / |row i| (0: zero row, NaN: not finite); *bad_row = the first row that is not finite, else as is.
+// inverse_norms[i] = 1 / |row i| (0: zero row, NaN: not finite); *bad_row = the first row that is not finite, else as
+// is.
 template <class In>
 void compute_norms(Rows<In> rows, double* inverse_norms, int64_t* bad_row, Queue queue);
 
@@ -20,18 +21,5 @@ ExactSpace<In, T> exact_carve(Workspace& memory, int64_t queries, int64_t corpus
 template <class In, class T>
 void exact_search(Rows<In> queries, Rows<In> corpus, const double* query_norms, const double* corpus_norms, int64_t k,
                   bool exclude_self, T* values, int64_t* indices, ExactSpace<In, T> space, Queue queue);
-
-// The same for the queries rows[0 .. *count), a list on the device, corpus_norms may be null; `space` from redo_carve.
-template <class In>
-struct RedoSpace {
-  float* scores;
-  void* chosen;
-};
-template <class In>
-RedoSpace<In> redo_carve(Workspace& memory, int64_t corpus, int64_t k);
-template <class In>
-void redo_rows(Rows<In> queries, Rows<In> corpus, const double* query_norms, const double* corpus_norms, int64_t k,
-               bool exclude_self, const int* rows, const int* count, float* values, int64_t* indices,
-               RedoSpace<In> space, Queue queue);
 
 }  // namespace gloss::cuda

@@ -1,7 +1,6 @@
 #include "topk/lists.cuh"
 
 #include <algorithm>
-#include <numeric>
 
 #include "cuda/sort.cuh"
 
@@ -9,242 +8,258 @@ namespace gloss::cuda {
 namespace {
 
 constexpr int kWarps = 4;
+constexpr int64_t kListBytes = int64_t(32) << 20;  // lists may grow to this
+constexpr int kMostEntries = 2048;
 
-// A row with many near ties loses entries in the sweep; it is redone, and collects no more.
-constexpr float kClosed = INFINITY;
+// keys [..] <- the entries of a list that stand for somebody, by a warp. Returns how many. `itself` is left out.
+template <class In>
+__device__ inline int gather(const Search<In>& s, int64_t position, int count, Key* keys, int lane) {
+  const Key* entries = s.lists.entries + position * s.lists.capacity;
+  // The self search stores no row in its own list.
+  const int itself = s.exclude_self && !s.self ? s.packed_queries.id[position] : -1;
+  int kept = 0;
+  for (int first = 0; first < count; first += 32) {
+    const Key key = first + lane < count ? entries[first + lane] : kNobody;
+    const bool keep = key != kNobody && (itself < 0 || s.packed_corpus.id[key_index(key)] != itself);
+    const unsigned keeping = __ballot_sync(0xffffffffu, keep);
+    if (keep) keys[kept + __popc(keeping & ((1u << lane) - 1))] = key;
+    kept += __popc(keeping);
+  }
+  __syncwarp();
+  return kept;
+}
 
+// A value that at least k of the keys reach, within `tolerance` of the largest such; k <= count.
+__device__ inline float kth_value(const Key* keys, int count, int64_t k, float tolerance, int lane) {
+  float low = INFINITY, high = -INFINITY;
+  for (int c = lane; c < count; c += 32) {
+    low = fminf(low, key_value(keys[c]));
+    high = fmaxf(high, key_value(keys[c]));
+  }
+  high = warp_max(high);
+  low = -warp_max(-low);
+  while (high - low > tolerance) {
+    const float middle = low + (high - low) / 2;
+    if (middle <= low || middle >= high) break;
+    int reach = 0;
+    for (int first = 0; first < count; first += 32)
+      reach += __popc(__ballot_sync(0xffffffffu, first + lane < count && key_value(keys[first + lane]) >= middle));
+    if (reach >= k) low = middle;
+    else high = middle;
+  }
+  return low;
+}
+
+// Moves the keys of at least `bound` to the front, in place. Returns how many.
+__device__ inline int keep_from(Key* keys, int count, float bound, int lane) {
+  int kept = 0;
+  for (int first = 0; first < count; first += 32) {
+    const Key key = first + lane < count ? keys[first + lane] : kNobody;
+    const bool keep = first + lane < count && key_value(key) >= bound;
+    const unsigned keeping = __ballot_sync(0xffffffffu, keep);  // all have read
+    if (keep) keys[kept + __popc(keeping & ((1u << lane) - 1))] = key;
+    kept += __popc(keeping);
+  }
+  __syncwarp();
+  return kept;
+}
+
+// The cosine of a query with corpus row j. The norms of a raw corpus are not there yet, or sums in float.
+template <class In>
+__device__ inline double cosine_with(const Search<In>& s, const In* x, Scaling of_x, int64_t j, int lane) {
+  const In* y = s.corpus.row(j);
+  const bool raw = sizeof(In) == 2 && s.raw.rows;  // others are packed
+  const double norm = raw ? inverse_norm(y, s.corpus.cols, lane) : s.corpus_norms[j];
+  return warp_cosine(x, of_x, y, scaling(norm), s.corpus.cols, lane);
+}
+
+// One warp a query: the k-th best cosine with earlier neighbours is a lower bound of the k-th best of all. Hints that
+// are no rows, or the row itself, or come twice, do not count.
 template <class In>
 __global__ void __launch_bounds__(32 * kWarps)
-pack_kernel(Rows<In> rows, Packed packed, double* __restrict__ inverse_norms, unsigned* largest_residual,
-            int64_t* bad_row) {
-  const int64_t position = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (position >= packed.padded) return;
-  const bool real = position < packed.count;
-  const int64_t id = real ? position * packed.stride % packed.count : 0;
-  const In* x = rows.row(id);
-  const double inverse = real ? inverse_norm(x, rows.cols, lane) : 0.0;
-  const double scale = inverse == inverse ? inverse : 0;
-  __half* out = packed.rows + position * packed.depth;
-  double lost = 0;
-  for (int64_t c = lane; c < packed.depth; c += 32) {
-    const double u = c < rows.cols ? to_double(x[c]) * scale : 0.0;
-    const __half q = __float2half_rn(float(u));
-    out[c] = q;
-    const double r = u - double(__half2float(q));
-    lost += r * r;
-  }
-  lost = warp_sum(lost);
-  if (lane != 0) return;
-  const float residual = float(sqrt(lost)) * (1 + 1e-6f);
-  packed.residual[position] = residual;
-  packed.id[position] = real ? int(id) : -1;
-  if (!real) return;
-  inverse_norms[id] = inverse;
-  if (inverse != inverse) atomicMin(reinterpret_cast<Key*>(bad_row), Key(id));
-  if (largest_residual) atomicMax(largest_residual, __float_as_uint(residual));  // positive floats order as their bits
-}
-
-// |cosine - product of the packed rows| for a query with this residual.
-__device__ inline float guard(float residual, const Lists& lists, float accumulation) {
-  return (residual + (1 + residual) * __uint_as_float(*lists.largest_residual) + accumulation) * (1 + 1e-5f);
-}
-
-template <class In>
-__global__ void __launch_bounds__(256) open_kernel(Search<In> s) {
-  const int64_t position = int64_t(blockIdx.x) * 256 + threadIdx.x;
-  if (position >= s.packed_queries.padded) return;
-  const int id = s.packed_queries.id[position];
-  const bool takes_part = id >= 0 && s.query_norms[id] > 0;
-  s.lists.threshold[position] = takes_part ? -INFINITY : kClosed;
-  s.lists.count[position] = 0;
-}
-
-// One warp a query: the k-th best cosine with earlier neighbours is a lower bound of the k-th best of all. Hints that are
-// no rows, or the row itself, or come twice, do not count.
-template <class In>
-__global__ void __launch_bounds__(32 * kWarps) seed_kernel(Search<In> s, const int64_t* __restrict__ hint, int hint_k) {
+seed_kernel(Search<In> s, const int64_t* __restrict__ hint, int hint_k) {
   GLOSS_DYNAMIC_SHARED(Key, shared);
   const int64_t position = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  if (position >= s.packed_queries.count || s.lists.threshold[position] == kClosed) return;
+  if (position >= s.packed_queries.padded || s.lists.threshold[position] == kClosed) return;
   const int64_t id = s.packed_queries.id[position];
+  const In* x = s.queries.row(id);
+  const Scaling of_x = scaling(s.query_norms[id]);
   Key* keys = shared + threadIdx.x / 32 * hint_k;
-  constexpr Key kNone = ~Key(0);
+  const auto sort = [&] { bitonic_sort(keys, hint_k, lane, 32, [] { __syncwarp(); }); };
   for (int c = lane; c < hint_k; c += 32) {
     const int64_t j = hint[id * hint_k + c];
-    keys[c] = j < 0 || j >= s.corpus.rows || (s.exclude_self && j == id) ? kNone : Key(j);
+    keys[c] = j < 0 || j >= s.corpus.rows || (s.exclude_self && j == id) ? kNobody : Key(j);
   }
   __syncwarp();
-  const auto sort = [&] { bitonic_sort(keys, hint_k, lane, 32, [] { __syncwarp(); }); };
   sort();
   for (int c = 0; c < hint_k; ++c) {
     const Key j = keys[c];
-    const bool counts = j != kNone && (c + 1 == hint_k || keys[c + 1] != j);  // of equal ones the last
-    __syncwarp();
-    Key key = kNone;
-    if (counts) {
-      const double corpus_norm = norm_of(s.corpus, s.corpus_norms, int64_t(j), lane);
-      const double dot = warp_dot(s.queries.row(id), s.corpus.row(int64_t(j)), s.queries.cols, lane, s.query_norms[id]);
-      if (corpus_norm == corpus_norm) key = order_key(float(dot * corpus_norm), unsigned(c));
-    }
-    if (lane == 0) keys[c] = key;
+    const bool counts = j != kNobody && (c + 1 == hint_k || keys[c + 1] != j);  // of equal ones the last
+    const double cosine = counts ? cosine_with(s, x, of_x, int64_t(j), lane) : 0.0;
+    __syncwarp();  // all have read the key and the next
+    if (lane == 0) keys[c] = counts && cosine == cosine ? order_key(float(cosine), unsigned(c)) : kNobody;
     __syncwarp();
   }
   sort();
-  if (lane == 0 && keys[s.k - 1] != kNone)
+  if (lane == 0 && keys[s.k - 1] != kNobody)
     s.lists.threshold[position] =
         key_value(keys[s.k - 1]) - guard(s.packed_queries.residual[position], s.lists, s.accumulation);
 }
 
-// One warp a list. After the sort the list descends; what is below the k-th value by two guards is dropped: its cosine is
-// below the k-th best.
+// One warp a list. What is below the k-th value by two guards is dropped: its cosine is below the k-th best.
 template <class In>
-__global__ void __launch_bounds__(32 * kWarps) compact_kernel(Search<In> s) {
+__global__ void __launch_bounds__(32 * kWarps) compact_kernel(Search<In> s, int stored) {
   GLOSS_DYNAMIC_SHARED(Key, shared);
   const int64_t position = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  if (position >= s.packed_queries.count) return;
   const Lists& lists = s.lists;
-  const int count = lists.count[position];
-  if (count < s.k || lists.threshold[position] == kClosed) return;
+  if (position >= s.packed_queries.padded || lists.threshold[position] == kClosed) return;
+  const int count = stored ? stored : lists.count[position];
   if (count > lists.capacity) {
-    if (lane == 0) {
-      lists.threshold[position] = kClosed;
-      lists.failed[atomicAdd(lists.failed_count, 1)] = s.packed_queries.id[position];
-    }
+    if (lane == 0) lists.threshold[position] = kClosed;  // it is redone, and collects no more
     return;
   }
   Key* keys = shared + threadIdx.x / 32 * lists.capacity;
-  Key* stored = lists.entries + position * lists.capacity;
-  for (int c = lane; c < count; c += 32) keys[c] = stored[c];
-  __syncwarp();
-  bitonic_sort(keys, count, lane, 32, [] { __syncwarp(); });
-  const float margin = guard(s.packed_queries.residual[position], lists, s.accumulation);
-  const float bound = key_value(keys[s.k - 1]) - 2 * margin;
-  int kept = 0;
-  for (int first = 0; first < count; first += 32) {
-    const bool keep = first + lane < count && key_value(keys[first + lane]) >= bound;
-    if (keep) stored[first + lane] = keys[first + lane];
-    kept += __popc(__ballot_sync(0xffffffffu, keep));
+  int kept = gather(s, position, count, keys, lane);
+  float bound = lists.threshold[position];
+  if (kept >= s.k) {
+    const float margin = guard(s.packed_queries.residual[position], lists, s.accumulation);
+    bound = fmaxf(bound, kth_value(keys, kept, s.k, margin / 8, lane) - 2 * margin);
   }
-  if (lane == 0) {
-    lists.count[position] = kept;
-    lists.threshold[position] = fmaxf(lists.threshold[position], bound);
-  }
+  kept = keep_from(keys, kept, bound, lane);
+  for (int c = lane; c < kept; c += 32) lists.entries[position * lists.capacity + c] = keys[c];
+  if (lane != 0) return;
+  lists.count[position] = kept;
+  lists.threshold[position] = bound;
 }
 
-// One warp a query. After the last compaction the lists hold all that can be among the k best.
+// Rows without a direction: cosine 0 with everything (NaN, if not finite), so the first rows that are finite, and then,
+// if those are too few, the others.
 template <class In>
-__global__ void __launch_bounds__(32 * kWarps) refine_kernel(Search<In> s) {
-  GLOSS_DYNAMIC_SHARED(Key, shared);
-  const int64_t position = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (position >= s.packed_queries.count) return;
-  const int64_t id = s.packed_queries.id[position];
-  const double norm = s.query_norms[id];
-  float* values = s.values + id * s.k;
-  int64_t* indices = s.indices + id * s.k;
-  if (!(norm > 0)) {  // cosine 0 with everything, or none: the first rows
-    for (int64_t r = lane; r < s.k; r += 32) {
-      values[r] = norm == 0 ? 0.0f : NAN;
-      indices[r] = s.exclude_self && r >= id ? r + 1 : r;
+__device__ inline void first_rows(const Search<In>& s, int64_t id, bool finite, int lane) {
+  int64_t found = 0;
+  for (int pass = 0; pass < 2 && found < s.k; ++pass)
+    for (int64_t first = 0; first < s.corpus.rows && found < s.k; first += 32) {
+      const int64_t j = first + lane;
+      const bool take = j < s.corpus.rows && !(s.exclude_self && j == id) &&
+                        (s.corpus_norms[j] == s.corpus_norms[j]) == (pass == 0);
+      const unsigned taking = __ballot_sync(0xffffffffu, take);
+      const int64_t at = found + __popc(taking & ((1u << lane) - 1));
+      if (take && at < s.k) {
+        s.values[id * s.k + at] = finite && pass == 0 ? 0.0f : NAN;
+        s.indices[id * s.k + at] = j;
+      }
+      found += __popc(taking);
     }
-    return;
-  }
-  const Lists& lists = s.lists;
-  if (lists.threshold[position] == kClosed) return;  // to be redone
-  const int count = lists.count[position];
-  if (count < s.k) {  // what the bounds exclude; not to be trusted with
-    if (lane == 0) lists.failed[atomicAdd(lists.failed_count, 1)] = int(id);
-    return;
-  }
-  Key* keys = shared + threadIdx.x / 32 * lists.capacity;
-  const Key* stored = lists.entries + position * lists.capacity;
-  const In* x = s.queries.row(id);
-  for (int c = 0; c < count; ++c) {
-    const int64_t at = key_index(stored[c]), other = s.packed_corpus.id ? s.packed_corpus.id[at] : at;
-    const double corpus_norm = norm_of(s.corpus, s.corpus_norms, other, lane);
-    const double dot = warp_dot(x, s.corpus.row(other), s.queries.cols, lane, norm);
-    if (lane == 0) keys[c] = order_key(corpus_norm == corpus_norm ? float(dot * corpus_norm) : -2.0f, unsigned(other));
-  }
-  __syncwarp();
-  bitonic_sort(keys, count, lane, 32, [] { __syncwarp(); });
-  for (int64_t r = lane; r < s.k; r += 32) {
-    values[r] = key_value(keys[r]);
-    indices[r] = int64_t(key_index(keys[r]));
-  }
-  if (lane == 0) atomicAdd(reinterpret_cast<Key*>(&s.status->candidates), Key(count));
 }
 
-template <class In, class Kernel>
-void by_lists(const Search<In>& s, Kernel kernel) {
-  launch(kernel, blocks_for(s.packed_queries.count, kWarps), 32 * kWarps,
-         size_t(kWarps) * s.lists.capacity * sizeof(Key), s.queue.stream, s);
+// Lists a row to be redone, and its bytes' hash with the smallest position that has it.
+template <class In>
+__device__ inline void fail(const Search<In>& s, int64_t position, const In* x, int lane) {
+  Key hash = 0;
+  for (int c = lane; c < s.queries.cols; c += 32) {
+    const auto bits = Key(__double_as_longlong(to_double(x[c])));
+    Key mixed = (bits ^ Key(c) * 0x9e3779b97f4a7c15u) * 0xff51afd7ed558ccdu;
+    hash += (mixed ^ mixed >> 32) * 0xc4ceb9fe1a85ec53u;
+  }
+  for (int offset = 16; offset > 0; offset /= 2) hash += __shfl_xor_sync(0xffffffffu, hash, offset);
+  if (lane != 0) return;
+  const Failed& f = s.failed;
+  const int place = atomicAdd(f.count, 1);
+  f.positions[place] = int(position);
+  f.place[position] = place;
+  hash = (hash ^ hash >> 29) | 1;  // 0: an empty slot
+  Key slot = (hash >> 7) & Key(f.slots - 1);
+  for (;; slot = (slot + 1) & Key(f.slots - 1)) {
+    const Key before = atomicCAS(&f.hashes[slot], Key(0), hash);
+    if (before == 0 || before == hash) break;
+  }
+  atomicMin(&f.smallest[slot], int(position));
+  f.slot[position] = int(slot);
+}
+
+// One warp a query. The lists hold all that can be among the k best.
+template <class In>
+__global__ void __launch_bounds__(32 * kWarps, 6) refine_kernel(Search<In> s) {
+  GLOSS_DYNAMIC_SHARED(Key, shared);
+  const int lane = threadIdx.x % 32;
+  Key* keys = shared + threadIdx.x / 32 * s.lists.capacity;
+  Key scored = 0;
+  for (int64_t position = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; position < s.packed_queries.padded;
+       position += int64_t(gridDim.x) * kWarps) {
+    const int64_t id = s.packed_queries.id[position];
+    if (id < 0) continue;
+    const double norm = s.query_norms[id];
+    if (!(norm > 0)) {
+      first_rows(s, id, norm == 0, lane);
+      continue;
+    }
+    const In* x = s.queries.row(id);
+    int count = s.lists.count[position];
+    if (s.raw.rows && s.raw.odd[position] > 0) count = s.lists.capacity + 1;
+    if (count <= s.lists.capacity) count = gather(s, position, count, keys, lane);
+    if (count > s.lists.capacity || count < s.k) {  // few: nearly all of the corpus is not finite
+      fail(s, position, x, lane);
+      continue;
+    }
+    const float margin = guard(s.packed_queries.residual[position], s.lists, s.accumulation);
+    count = keep_from(keys, count, kth_value(keys, count, s.k, margin / 8, lane) - 2 * margin, lane);
+    const auto of_x = scaling(norm);
+    for (int c = 0; c < count; ++c) {
+      const int other = s.packed_corpus.id[key_index(keys[c])];
+      const double cosine = cosine_with(s, x, of_x, other, lane);
+      __syncwarp();  // all have read the key
+      if (lane == 0) keys[c] = order_key(float(cosine) + 0.0f, unsigned(other));
+    }
+    __syncwarp();
+    bitonic_sort(keys, count, lane, 32, [] { __syncwarp(); });
+    for (int64_t r = lane; r < s.k; r += 32) {
+      s.values[id * s.k + r] = key_value(keys[r]);
+      s.indices[id * s.k + r] = int64_t(key_index(keys[r]));
+    }
+    scored += Key(count);
+    __syncwarp();
+  }
+  if (lane == 0 && scored > 0) atomicAdd(reinterpret_cast<Key*>(&s.status->candidates), scored);
 }
 
 }  // namespace
 
-int64_t scattering_stride(int64_t count) {
-  int64_t stride = std::max<int64_t>(1, int64_t(0.618 * double(count)));
-  while (std::gcd(stride, count) != 1) ++stride;
-  return stride;
-}
-
-Packed packed_carve(Workspace& memory, int64_t rows, int64_t cols, bool scattered) {
-  Packed p{};
-  p.count = rows;
-  p.padded = (rows + kTile - 1) / kTile * kTile;
-  p.depth = (cols + kDepth - 1) / kDepth * kDepth;
-  p.stride = scattered ? scattering_stride(rows) : 1;
-  p.rows = memory.take<__half>(p.padded * p.depth);
-  p.residual = memory.take<float>(p.padded);
-  p.id = memory.take<int>(p.padded);
-  return p;
-}
-
-Lists lists_carve(Workspace& memory, int64_t padded, int64_t k, int64_t least_capacity) {
+Lists lists_carve(Workspace& memory, int64_t padded, int64_t k) {
+  // A wave adds k (g - 1) entries on average if it multiplies what a row has met by g, with a variance of k (g - 1) g:
+  // cuda.cu chooses g so that a list overflows at 8 sigma. These sizes leave g = 3 and more.
   Lists l{};
-  l.capacity = int((std::max(least_capacity, 8 * k + 64) + 31) / 32 * 32);
+  l.capacity = k <= 32 ? 256 : k <= 96 ? 512 : 768;
+  while (2 * l.capacity <= kMostEntries && padded * 2 * l.capacity * int64_t(sizeof(Key)) <= kListBytes)
+    l.capacity *= 2;
   l.entries = memory.take<Key>(padded * l.capacity);
   l.count = memory.take<int>(padded);
   l.threshold = memory.take<float>(padded);
-  l.failed = memory.take<int>(padded);
   l.largest_residual = memory.take<unsigned>(1);
-  l.failed_count = memory.take<int>(1);
   return l;
 }
 
 template <class In>
-void pack(Rows<In> rows, Packed packed, double* inverse_norms, unsigned* largest_residual, int64_t* bad_row,
-          Queue queue) {
-  launch(pack_kernel<In>, blocks_for(packed.padded, kWarps), 32 * kWarps, 0, queue.stream, rows, packed, inverse_norms,
-         largest_residual, bad_row);
-}
-template <class In>
-void open_lists(const Search<In>& s) {
-  launch(open_kernel<In>, blocks_for(s.packed_queries.padded, 256), 256, 0, s.queue.stream, s);
-}
-template <class In>
 void seed_lists(const Search<In>& s, const int64_t* hint, int64_t hint_k) {
-  if (!hint || hint_k < s.k || hint_k > kMostHints) return;
-  launch(seed_kernel<In>, blocks_for(s.packed_queries.count, kWarps), 32 * kWarps, size_t(kWarps) * hint_k * sizeof(Key),
-         s.queue.stream, s, hint, int(hint_k));
+  if (!hint || hint_k < s.k || hint_k > kMostEntries) return;
+  launch(seed_kernel<In>, blocks_for(s.packed_queries.padded, kWarps), 32 * kWarps,
+         size_t(kWarps) * size_t(hint_k) * sizeof(Key), s.queue.stream, s, hint, int(hint_k));
 }
 template <class In>
-void compact(const Search<In>& s) {
-  by_lists(s, compact_kernel<In>);
+void compact(const Search<In>& s, int count) {
+  launch(compact_kernel<In>, blocks_for(s.packed_queries.padded, kWarps), 32 * kWarps,
+         size_t(kWarps) * size_t(s.lists.capacity) * sizeof(Key), s.queue.stream, s, count);
 }
 template <class In>
 void refine(const Search<In>& s) {
-  by_lists(s, refine_kernel<In>);
+  launch(refine_kernel<In>, std::min(blocks_for(s.packed_queries.padded, kWarps), 8192u), 32 * kWarps,
+         size_t(kWarps) * size_t(s.lists.capacity) * sizeof(Key), s.queue.stream, s);
 }
 
-#define GLOSS_INSTANTIATE(In)                                                              \
-  template void pack<In>(Rows<In>, Packed, double*, unsigned*, int64_t*, Queue);            \
-  template void open_lists<In>(const Search<In>&);                                         \
-  template void seed_lists<In>(const Search<In>&, const int64_t*, int64_t);                \
-  template void compact<In>(const Search<In>&);                                            \
+#define GLOSS_INSTANTIATE(In)                                               \
+  template void seed_lists<In>(const Search<In>&, const int64_t*, int64_t); \
+  template void compact<In>(const Search<In>&, int);    \
   template void refine<In>(const Search<In>&);
 GLOSS_INSTANTIATE(float)
 GLOSS_INSTANTIATE(__half)

@@ -1,5 +1,7 @@
-// What the top-k kernels share: reading rows of any dtype, order keys, cosines in double.
+// What the top-k kernels share: reading rows of any dtype, order keys, cosines.
 #pragma once
+#include <type_traits>
+
 #include "cuda/common.cuh"
 #include "cuda/sort.cuh"
 #include "cuda/workspace.cuh"
@@ -24,6 +26,20 @@ __device__ inline double from_descending(unsigned long long key) {
 __device__ inline Key order_key(float value, unsigned index) { return Key(descending(value)) << 32 | index; }
 __device__ inline float key_value(Key key) { return from_descending(unsigned(key >> 32)); }
 __device__ inline unsigned key_index(Key key) { return unsigned(key); }
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__half x) { return __half2float(x); }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <class T>
+__device__ inline T from_float(float x) {
+  if constexpr (std::is_same_v<T, __half>) return __float2half_rn(x);
+  else return __float2bfloat16_rn(x);
+}
+__device__ inline float warp_max(float value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  return value;
+}
 
 __device__ inline double to_double(double x) { return x; }
 __device__ inline double to_double(float x) { return x; }
@@ -53,8 +69,8 @@ void by_dtype(DType dtype, const F& f) {
   }
 }
 
-// 1 / |x| by the lanes of a warp, 0 for a zero row, NaN for a row that is not finite. Entries are first scaled by a power
-// of two, so that squares of doubles neither overflow nor vanish.
+// 1 / |x| by the lanes of a warp, 0 for a zero row, NaN for a row that is not finite. Entries are first scaled by a
+// power of two, so that squares of doubles neither overflow nor vanish.
 template <class In>
 __device__ inline double inverse_norm(const In* x, int cols, int lane) {
   double largest = 0;
@@ -78,18 +94,25 @@ __device__ inline double inverse_norm(const In* x, int cols, int lane) {
   return scale / sqrt(warp_sum(squares));
 }
 
-// The inverse norm of a row, which a warp computes where there is no table of them.
-template <class In>
-__device__ inline double norm_of(const Rows<In>& rows, const double* inverse_norms, int64_t i, int lane) {
-  return inverse_norms ? inverse_norms[i] : inverse_norm(rows.row(i), rows.cols, lane);
+// x = x' / power with |x'| near 1: products of such rows stay in range. cosine = (x' . y') rest_x rest_y. Cosines are
+// summed in double, so that all backends round the same numbers.
+struct Scaling {
+  double power;  // a power of two
+  double rest;   // in 0.5 .. 1 but for rows at the end of the range; 0 for a zero row, NaN for one that is not finite
+};
+__device__ inline Scaling scaling(double inverse) {
+  if (!(inverse > 0)) return {0, inverse};
+  const int exponent = int(__double_as_longlong(inverse) >> 52) - 1023;
+  const double power = __longlong_as_double((long long)(min(max(exponent, -1000), 1000) + 1023) << 52);
+  return {power, inverse / power};
 }
 
-// x . y by the lanes of a warp; x is scaled so that products of doubles stay in range.
+// The cosine of two rows by the lanes of a warp; the order of additions is the same for (x, y) and (y, x).
 template <class In>
-__device__ inline double warp_dot(const In* x, const In* y, int cols, int lane, double scale) {
+__device__ inline double warp_cosine(const In* x, Scaling of_x, const In* y, Scaling of_y, int cols, int lane) {
   double sum = 0;
-  for (int c = lane; c < cols; c += 32) sum += (to_double(x[c]) * scale) * to_double(y[c]);
-  return warp_sum(sum);
+  for (int c = lane; c < cols; c += 32) sum += (to_double(x[c]) * of_x.power) * (to_double(y[c]) * of_y.power);
+  return warp_sum(sum) * (of_x.rest * of_y.rest);
 }
 
 inline unsigned blocks_for(int64_t items, int a_block) { return unsigned((items + a_block - 1) / a_block); }

@@ -1,203 +1,331 @@
-// The sweep: tiles of Q C^T on the tensor cores, and of every product two comparisons (gloss_cuda.h: cosine_topk).
+// The sweep: tiles of Q C^T on the tensor cores, and of every product two comparisons (lists.cuh, Wave).
 //
-// Operations: 2 * 128 * 128 * depth a tile, half of n^2 d in all for the self graph. Bytes: blocks that run at the same
-// time take tiles of a 32 x 32 square, 64 row blocks for 1,024 tiles, so that operands come from L2. In shared memory a
-// step of 64 columns is a row of 128 bytes whose 16-byte chunk c stands at c ^ (row % 8): neither the copies nor ldmatrix
-// meet bank conflicts. Three stages of copies run ahead of the multiplications. A warp has 64 x 32 of the tile in 64
-// registers a thread.
+// A block computes tiles of 128 x 256, a warp 64 x 64 of it in 128 registers a thread. Operations: 2 * 128 * 256 * d a
+// tile, half of all tiles for the self graph. Bytes: (128 + 256) * 2 d a tile from L2, 85 operations a byte (128 x
+// 128: 64); a warp reads 4 KB of shared memory for 32 multiplications (64 x 32: 3 KB for 16). A block a multiprocessor
+// works on tile after tile; its copies run three steps ahead, past the end of a tile: they land while the epilogue
+// compares. A few queries meet the corpus as it is: packing it would read and write what the sweep reads once. The
+// threads add the squares of the rows as they lie in shared memory, and the products are divided by the norms before
+// the epilogue. Tiles are numbered so that those in work at one time lie in a few columns of blocks (at most 8 MB),
+// which L2 holds.
+#include <algorithm>
+
 #include "cuda/mma.cuh"
 #include "topk/lists.cuh"
 
 namespace gloss::cuda {
 namespace {
 
-constexpr int kThreads = 256, kStages = 3, kSquare = 32;
-constexpr int kOperandBytes = kTile * kDepth * 2;
-constexpr int kSharedBytes = kStages * 2 * kOperandBytes + 2 * kTile * int(sizeof(float));
+constexpr int kThreads = 256, kStages = 4;
+constexpr int kRowChunks = kTileRows * 4, kColumnChunks = kBlock * 4, kStageChunks = kRowChunks + kColumnChunks;
+constexpr int kSharedBytes = kStages * kStageChunks * int(sizeof(Chunk)) + (kTileRows + kBlock) * int(sizeof(float));
+constexpr int64_t kColumnBytes = int64_t(8) << 20;  // of packed columns that neighbouring tiles share
 
-struct Tile {
-  int64_t row, column;  // tile indices
+struct Sweep {
+  const Chunk *rows, *columns;
+  Packed queries, corpus;
+  RawCorpus raw;
+  Lists lists;
+  Wave wave;
+  int64_t tiles, row_tiles;
+  int64_t together;  // column blocks (self: deltas) that follow each other
 };
 
-// The tiles of a launch in squares: `across` is delta or the corpus tile, from begin to end.
-__device__ inline Tile tile_of(int64_t at, int64_t rows, int64_t begin, int64_t end, bool self) {
-  const int64_t column_band = at / (rows * kSquare), width = min(int64_t(kSquare), end - begin - column_band * kSquare);
-  const int64_t in_band = at - column_band * rows * kSquare;
-  const int64_t row_band = in_band / (kSquare * width), height = min(int64_t(kSquare), rows - row_band * kSquare);
-  const int64_t in_square = in_band - row_band * kSquare * width;
-  const int64_t row = row_band * kSquare + in_square % height;
-  const int64_t across = begin + column_band * kSquare + in_square / height;
-  return {row, self ? (row + across) % rows : across};
+struct Tile {
+  int64_t row, column, slot;  // in units of kTileRows, of kBlock; which column block of the wave
+};
+__device__ inline Tile tile_of(const Sweep& s, int64_t at) {
+  const int64_t strip = at / (s.together * s.row_tiles), width = s.wave.end - s.wave.begin - strip * s.together;
+  const int64_t within = at - strip * s.together * s.row_tiles, across = width < s.together ? width : s.together;
+  // Both halves of a row block one after the other, then the next column.
+  const int64_t pair = within / (2 * across), in_pair = within - pair * 2 * across;
+  const int64_t high = s.row_tiles - 2 * pair < 2 ? 1 : 2;
+  const int64_t row = 2 * pair + in_pair % high, slot = strip * s.together + in_pair / high;
+  const int64_t block = s.wave.begin + slot;
+  return {row, s.wave.self ? (row / 2 + block + s.queries.blocks) % s.queries.blocks : block, slot};
 }
 
-__device__ inline void* chunk_at(char* operand, int row, int chunk) {
-  return operand + row * (kDepth * 2) + ((chunk ^ (row & 7)) << 4);
+// Row `offset` of a block of the raw corpus, -1 past its end.
+__device__ inline int64_t raw_row(const Packed& corpus, int64_t block, int offset) {
+  const int64_t at = corpus.first(block) + offset;
+  return at < corpus.first(block + 1) ? scatter(at, corpus.count) : -1;
 }
 
-// The copies of one step of an operand: 1,024 chunks, four a thread.
-__device__ inline void load_packed(char* to, const __half* from, int64_t depth, int64_t step) {
+// Walks over the steps of this block's tiles.
+template <bool kRaw>
+struct Cursor {
+  int64_t at;
+  int step;
+  const Chunk *a, *b;
+  int row[kColumnChunks / kThreads];  // raw: of each chunk that this thread copies
+  __device__ void locate(const Sweep& s) {
+    step = 0;
+    if (at >= s.tiles) return;
+    const Tile tile = tile_of(s, at);
+    a = s.rows + (tile.row / 2 * s.queries.steps * kBlock + tile.row % 2 * kTileRows) * 4;
+    b = s.columns + tile.column * s.queries.steps * kBlock * 4;
+    if (kRaw)
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int at = int(threadIdx.x) + i * kThreads, row = at / 8, chunk = at % 8;
-    cp_async_16(chunk_at(to, row, chunk), from + int64_t(row) * depth + step * kDepth + chunk * 8);
+      for (int i = 0; i < kColumnChunks / kThreads; ++i)
+        row[i] = int(raw_row(s.corpus, tile.column, (i * kThreads + int(threadIdx.x)) / 4));
   }
-}
-// The same of rows where they are; what lies past the last row or column becomes zero.
-__device__ inline void load_direct(char* to, const Direct& corpus, int64_t first, int64_t step) {
+  // Copies a step, 6 chunks a thread, and goes on to the next.
+  __device__ void load(const Sweep& s, Chunk* stage) {
+    if (at < s.tiles) {
+      const int me = threadIdx.x;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int at = int(threadIdx.x) + i * kThreads, row = at / 8, chunk = at % 8;
-    const int64_t r = first + row, c = step * kDepth + chunk * 8;
-    const bool there = r < corpus.count && c < corpus.cols;  // columns come in eights
-    cp_async_16(chunk_at(to, row, chunk), corpus.rows + (there ? r * corpus.stride + c : 0), there ? 16 : 0);
-  }
-}
-__device__ inline float sum_of_squares(char* operand) {  // of half a row's part of this step: two threads a row
-  float sum = 0;
+      for (int i = 0; i < kRowChunks / kThreads; ++i) cp_async_16(stage + i * kThreads + me, a + i * kThreads + me);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const auto* pairs =
-        static_cast<const __half2*>(chunk_at(operand, int(threadIdx.x) / 2, int(threadIdx.x) % 2 * 4 + i));
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      const float2 v = __half22float2(pairs[p]);
-      sum += v.x * v.x + v.y * v.y;
+      for (int i = 0; i < kColumnChunks / kThreads; ++i) {
+        if constexpr (kRaw) {  // to where pack() would have put it; zero past the end of the row
+          const int r = i * (kThreads / 4) + me / 4, c = me % 4, from = step * 4 + c;
+          const bool inside = row[i] >= 0 && from * 8 < s.raw.cols;
+          cp_async_16(stage + kRowChunks + r * 4 + (c ^ (r / 2 & 3)),
+                      s.raw.rows + (inside ? row[i] * s.raw.stride + from : 0), inside ? 16 : 0);
+        } else {
+          cp_async_16(stage + kRowChunks + i * kThreads + me, b + i * kThreads + me);
+        }
+      }
+      a += kColumnChunks;
+      b += kColumnChunks;
+      if (++step == s.queries.steps) {
+        at += gridDim.x;
+        locate(s);
+      }
     }
+    cp_async_commit();
   }
-  return sum;
+};
+
+__device__ inline const Chunk* chunk_at(const Chunk* operand, int row, int chunk) {
+  return operand + row * 4 + (chunk ^ (row / 2 & 3));
 }
 
 __device__ inline void append(const Lists& lists, int64_t position, float value, int64_t other) {
   const int at = atomicAdd(&lists.count[position], 1);
-  if (at < lists.capacity) lists.entries[position * lists.capacity + at] = order_key(value, unsigned(other));
+  if (at < lists.capacity)
+    lists.entries[position * lists.capacity + at] = order_key(value / (kUnit * kUnit), unsigned(other));
 }
 
-enum class Source { packed, direct };
+using Sums = float[4][8][4];  // [16 rows][8 columns][fragment]
 
-template <Source kSource>
-__global__ void __launch_bounds__(kThreads, 2)
-sweep_kernel(Packed queries, Packed corpus, Direct direct, Lists lists, bool self, bool exclude_self, int64_t begin,
-             int64_t end) {
-  GLOSS_DYNAMIC_SHARED(char, shared);
-  constexpr bool kDirect = kSource == Source::direct;
-  const int64_t row_tiles = queries.padded / kTile;
-  Tile tile = tile_of(blockIdx.x, row_tiles, begin, end, self);
-  if (kDirect) tile.column = tile.column * direct.tile_stride % direct.tiles;
-  // An even number of tiles meets half way round: there each pair would come up twice.
-  if (self && 2 * ((tile.column - tile.row + row_tiles) % row_tiles) == row_tiles && tile.row > tile.column) return;
-
-  const __half* a = queries.rows + tile.row * kTile * queries.depth;
-  const __half* b = kDirect ? nullptr : corpus.rows + tile.column * kTile * corpus.depth;
-  const auto load_step = [&](int64_t step) {
-    char* stage = shared + step % kStages * 2 * kOperandBytes;
-    load_packed(stage, a, queries.depth, step);
-    if (kDirect) load_direct(stage + kOperandBytes, direct, tile.column * kTile, step);
-    else load_packed(stage + kOperandBytes, b, corpus.depth, step);
-  };
-  const int64_t steps = queries.depth / kDepth;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int warp_row = warp / 4 * 64, warp_column = warp % 4 * 32;
-
-  float* row_threshold = reinterpret_cast<float*>(shared + kStages * 2 * kOperandBytes);
-  float* column_threshold = row_threshold + kTile;
-  if (threadIdx.x < kTile) row_threshold[threadIdx.x] = lists.threshold[tile.row * kTile + threadIdx.x];
-  else if (!kDirect) column_threshold[threadIdx.x - kTile] =
-      self ? lists.threshold[tile.column * kTile + threadIdx.x - kTile] : INFINITY;
-
+// Sums += the products of a step, of the warp's 64 rows and 64 columns.
+template <class T>
+__device__ __forceinline__ void multiply(Sums& sums, const Chunk* rows, const Chunk* columns, int lane) {
 #pragma unroll
-  for (int s = 0; s < kStages - 1; ++s) {
-    if (s < steps) load_step(s);
-    cp_async_commit();
+  for (int k16 = 0; k16 < kStep / 16; ++k16) {
+    unsigned a[4][4], b[4][4];
+    // Matrices of ldmatrix: rows 0-7, rows 8-15, then the same of the next 8 columns: the order of the fragment.
+#pragma unroll
+    for (int m = 0; m < 4; ++m) ldmatrix_x4(a[m], chunk_at(rows, m * 16 + lane % 16, k16 * 2 + lane / 16));
+    // Of the columns 16 at a time: columns 0-7 at both halves of the depth, then columns 8-15.
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+      ldmatrix_x4(b[m], chunk_at(columns, m * 16 + lane % 8 + lane / 16 * 8, k16 * 2 + lane / 8 % 2));
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) mma_16x8x16<T>(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
   }
-  float sums[4][4][4] = {};  // [16 rows][8 columns][fragment]
-  float squares = 0;         // of the corpus row of this thread and its neighbour
-  for (int64_t step = 0; step < steps; ++step) {
-    cp_async_wait<kStages - 2>();
-    __syncthreads();  // this step has landed for all, and all are done with the stage that is filled next
-    const int64_t next = step + kStages - 1;
-    if (next < steps) load_step(next);
-    cp_async_commit();
-    char* operand_a = shared + step % kStages * 2 * kOperandBytes;
-    char* operand_b = operand_a + kOperandBytes;
-    if (kDirect) squares += sum_of_squares(operand_b);
+}
+
+struct alignas(16) TwoKeys {
+  Key keys[2];
+};
+
+// Stores all products of a tile. Nobody stands for padding, for the row itself, and for what is not finite.
+__device__ inline void store(const Sweep& s, const Sums& sums, Tile tile, int warp_row, int warp_column, int lane) {
+  const int64_t row_block = tile.row / 2;
+  const int first_row = int(tile.row % 2) * kTileRows + warp_row + lane / 4;
+  const int64_t rows = s.queries.first(row_block + 1) - s.queries.first(row_block);
+  const int64_t columns = s.corpus.first(tile.column + 1) - s.corpus.first(tile.column);
 #pragma unroll
-    for (int k16 = 0; k16 < kDepth / 16; ++k16) {
-      unsigned fragment_a[4][4], fragment_b[2][4];
-      // Matrices of ldmatrix: rows 0-7, rows 8-15, then the same of the next 8 columns: the order of a[0..3].
+  for (int i = 0; i < 4; ++i) {
 #pragma unroll
-      for (int m = 0; m < 4; ++m)
-        ldmatrix_x4(fragment_a[m], chunk_at(operand_a, warp_row + m * 16 + lane % 16, k16 * 2 + lane / 16));
-      // For B, 16 of its columns at a time: columns 0-7 at both halves of the depth, then columns 8-15.
+    for (int half = 0; half < 2; ++half) {
+      const int row = first_row + i * 16 + half * 8;
+      if (row >= rows) continue;
+      const int64_t position = row_block * kBlock + row;
+      Key* to = s.lists.entries + position * s.lists.capacity + tile.slot * kBlock;
 #pragma unroll
-      for (int m = 0; m < 2; ++m)
-        ldmatrix_x4(fragment_b[m], chunk_at(operand_b, warp_column + m * 16 + lane % 8 + lane / 16 * 8,
-                                            k16 * 2 + lane / 8 % 2));
+      for (int j = 0; j < 8; ++j) {
+        const int column = warp_column + j * 8 + lane % 4 * 2;
+        TwoKeys two;
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-          mma_16x8x16<__half>(sums[i][j], fragment_a[i], fragment_b[j / 2][j % 2 * 2], fragment_b[j / 2][j % 2 * 2 + 1]);
+        for (int side = 0; side < 2; ++side) {
+          const float value = sums[i][j][half * 2 + side];
+          const int64_t other = tile.column * kBlock + column + side;
+          const bool itself = s.wave.self && s.wave.exclude_self && other == position;
+          two.keys[side] = column + side < columns && value == value && !itself
+                               ? order_key(value / (kUnit * kUnit), unsigned(other)) : kNobody;
+        }
+        *reinterpret_cast<TwoKeys*>(to + column) = two;
+      }
     }
   }
+}
 
-  float* inverse_norm = column_threshold;  // which rectangles do not need
-  if (kDirect) {
-    squares += __shfl_xor_sync(0xffffffffu, squares, 1);
-    const int64_t row = tile.column * kTile + threadIdx.x / 2;
-    const bool finite = squares <= 3.4e38f;
-    if (threadIdx.x % 2 == 0) inverse_norm[threadIdx.x / 2] = finite && squares > 0 ? rsqrtf(squares) : 0.0f;
-    if (!finite && tile.row == 0) atomicMin(reinterpret_cast<Key*>(direct.bad_row), Key(row));
-    __syncthreads();
-  }
-
-  const int64_t corpus_count = kDirect ? direct.count : corpus.count;
-  const bool diagonal = self && tile.row == tile.column;
-  const int64_t first_row = tile.row * kTile, first_column = tile.column * kTile;
+// Offers the products of a tile to its rows, and to its columns where kBoth. 16 products a thread at a time are
+// compared; where a warp finds one that passes, they go to `scratch` [16, 32], so that the rare code exists once.
+template <bool kBoth>
+__device__ inline void offer(const Sweep& s, const Sums& sums, Tile tile, const float* row_threshold,
+                             const float* column_threshold, float* scratch, int warp_row, int warp_column, int lane) {
+  float column_bound[8][2];
+  if (kBoth)
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+      for (int side = 0; side < 2; ++side)
+        column_bound[j][side] = column_threshold[warp_column + j * 8 + lane % 4 * 2 + side];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = warp_row + i * 16 + half * 8 + lane / 4;
       const float row_bound = row_threshold[row];
+      bool any = false;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < 8; ++j)
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
-          const int column = warp_column + j * 8 + lane % 4 * 2 + side;
-          const float value = sums[i][j][half * 2 + side] * (kDirect ? inverse_norm[column] : 1.0f);
-          const bool for_row = value >= row_bound, for_column = !kDirect && value >= column_threshold[column];
-          if (!for_row && !for_column) continue;
-          const int64_t r = first_row + row, c = first_column + column;
-          if (r >= queries.count || c >= corpus_count) continue;
-          if (diagonal && r >= c) {  // each pair once; with itself only where that is asked for
-            if (r == c && !exclude_self && for_row) append(lists, r, value, c);
-            continue;
-          }
-          if (!self && exclude_self && queries.id[r] == (kDirect ? c : corpus.id[c])) continue;
-          if (for_row) append(lists, r, value, c);
-          if (for_column) append(lists, c, value, r);
+          const float value = sums[i][j][half * 2 + side];
+          any = any || value >= row_bound || (kBoth && value >= column_bound[j][side]);
         }
+      if (!__any_sync(0xffffffffu, any)) continue;
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+#pragma unroll
+        for (int side = 0; side < 2; ++side) scratch[(j * 2 + side) * 32 + lane] = sums[i][j][half * 2 + side];
+#pragma unroll 1
+      for (int e = 0; e < 16; ++e) {  // each lane reads what it wrote
+        const float value = scratch[e * 32 + lane];
+        const int column = warp_column + e / 2 * 8 + lane % 4 * 2 + e % 2;
+        const int64_t r = tile.row * kTileRows + row, c = tile.column * kBlock + column;
+        if (value >= row_bound) append(s.lists, r, value, c);
+        if (kBoth && value >= column_threshold[column]) append(s.lists, c, value, r);
       }
     }
   }
 }
 
-}  // namespace
-
-void sweep(const Packed& queries, const Packed& corpus, const Lists& lists, bool self, bool exclude_self, int64_t begin,
-           int64_t end, Queue queue) {
-  const int64_t tiles = queries.padded / kTile * (end - begin);
-  if (tiles > 0)
-    launch(sweep_kernel<Source::packed>, unsigned(tiles), kThreads, kSharedBytes, queue.stream, queries, corpus,
-           Direct{}, lists, self, exclude_self, begin, end);
+// Raw corpus: what pack() finds out about a row, from the sum of its squares; returns 1 / |x|. A row whose squares
+// leave the range of floats fails all lists: such a corpus is searched by redo().
+template <class T>
+__device__ inline float finish_row(const Sweep& s, const Tile& tile, float squares) {
+  const int64_t id = raw_row(s.corpus, tile.column, int(threadIdx.x));
+  const int64_t position = tile.column * kBlock + threadIdx.x;
+  s.raw.id[position] = int(id);
+  if (id < 0) return 0;
+  double inverse = squares > 0 ? 1 / sqrt(double(squares)) : 0.0;
+  if (!(squares >= 1e-30f && squares <= 1e30f)) {
+    const T* x = reinterpret_cast<const T*>(s.raw.rows + id * s.raw.stride);
+    double exact = 0;
+    for (int c = 0; c < s.raw.cols; ++c) exact += to_double(x[c]) * to_double(x[c]);
+    inverse = exact > 0 ? 1 / sqrt(exact) : 0.0;
+    if (exact - exact != 0) {
+      inverse = NAN;
+      atomicMin(reinterpret_cast<Key*>(s.raw.bad_row), Key(id));
+    } else if (exact > 0) {
+      for (int64_t q = 0; q < s.queries.padded; ++q) atomicAdd(&s.raw.odd[q], 1);
+    }
+  }
+  s.raw.norms[id] = inverse;
+  return float(inverse);
 }
 
-void sweep_direct(const Packed& queries, const Direct& corpus, const Lists& lists, bool exclude_self, int64_t begin,
-                  int64_t end, Queue queue) {
-  const int64_t tiles = queries.padded / kTile * (end - begin);
-  if (tiles > 0)
-    launch(sweep_kernel<Source::direct>, unsigned(tiles), kThreads, kSharedBytes, queue.stream, queries, Packed{},
-           corpus, lists, false, exclude_self, begin, end);
+enum class Way { store, rows, both };
+
+// T: the type of the operands. kRaw: the columns are rows of the corpus as they are, of that type.
+template <Way kWay, class T, bool kRaw>
+__global__ void __launch_bounds__(kThreads, 1) sweep_kernel(Sweep s) {
+  GLOSS_DYNAMIC_SHARED(Chunk, stages);
+  float* row_threshold = reinterpret_cast<float*>(stages + kStages * kStageChunks);
+  float* column_number = row_threshold + kTileRows;  // thresholds; raw: 1 / |x|
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int warp_row = warp / 4 * 64, warp_column = warp % 4 * 64;
+
+  Cursor<kRaw> ahead{int64_t(blockIdx.x), 0, nullptr, nullptr, {}};
+  ahead.locate(s);
+  for (int stage = 0; stage < kStages - 1; ++stage) ahead.load(s, stages + stage * kStageChunks);
+
+  int stage = 0;
+  for (int64_t at = blockIdx.x; at < s.tiles; at += gridDim.x) {
+    const Tile tile = tile_of(s, at);
+    const bool idle = kRaw && tile.row * kTileRows + warp_row >= s.queries.count;  // few queries: half of the warps
+    Sums sums = {};
+    float squares = 0;
+    for (int step = 0; step < s.queries.steps; ++step) {
+      cp_async_wait<kStages - 2>();
+      __syncthreads();  // this step has landed for all, and all are done with the stage that is filled next
+      ahead.load(s, stages + (stage + kStages - 1) % kStages * kStageChunks);
+      if (kWay != Way::store && step == 0) {
+        if (threadIdx.x < kTileRows)
+          row_threshold[threadIdx.x] = s.lists.threshold[tile.row * kTileRows + threadIdx.x] * (kUnit * kUnit);
+        if (kWay == Way::both)
+          column_number[threadIdx.x] = s.lists.threshold[tile.column * kBlock + threadIdx.x] * (kUnit * kUnit);
+      }
+      const Chunk* operands = stages + stage * kStageChunks;
+      if (!idle) multiply<T>(sums, operands + warp_row * 4, operands + kRowChunks + warp_column * 4, lane);
+      if constexpr (kRaw) {  // a row a thread
+        float part = 0;
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          T numbers[8];
+          memcpy(numbers, chunk_at(operands + kRowChunks, int(threadIdx.x), c), sizeof numbers);
+#pragma unroll
+          for (int e = 0; e < 8; ++e) part += to_float(numbers[e]) * to_float(numbers[e]);
+        }
+        squares += part;
+      }
+      stage = (stage + 1) % kStages;
+    }
+    if constexpr (kRaw) {
+      column_number[threadIdx.x] = finish_row<T>(s, tile, squares) * kUnit;
+      __syncthreads();
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float factor = column_number[warp_column + j * 8 + lane % 4 * 2 + e % 2];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[i][j][e] *= factor;
+        }
+    }
+    if constexpr (kWay == Way::store) {
+      store(s, sums, tile, warp_row, warp_column, lane);
+    } else {
+      __syncthreads();  // the last stage is read, the thresholds are written
+      float* scratch = reinterpret_cast<float*>(stages + (stage + kStages - 1) % kStages * kStageChunks) + warp * 512;
+      offer<kWay == Way::both>(s, sums, tile, row_threshold, column_number, scratch, warp_row, warp_column, lane);
+    }
+  }
+}
+
+template <class T>
+void launch_raw(const Sweep& s, unsigned grid, Queue queue) {
+  const auto kernel = s.wave.dense ? sweep_kernel<Way::store, T, true> : sweep_kernel<Way::rows, T, true>;
+  launch(kernel, grid, kThreads, kSharedBytes, queue.stream, s);
+}
+
+}  // namespace
+
+void sweep(const Packed& queries, const Packed& corpus, const RawCorpus& raw, const Lists& lists, Wave wave,
+           Queue queue) {
+  if (wave.end <= wave.begin) return;
+  Sweep s{queries.rows, corpus.columns, queries, corpus, raw, lists, wave, 0, 0, 0};
+  s.row_tiles = wave.self ? 2 * wave.row_blocks : (queries.count + kTileRows - 1) / kTileRows;
+  s.tiles = s.row_tiles * (wave.end - wave.begin);
+  const int64_t column_bytes = int64_t(corpus.steps) * kColumnChunks * int64_t(sizeof(Chunk));
+  s.together = std::clamp<int64_t>(kColumnBytes / column_bytes, 4, 64);
+  int processors = 0;
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, queue.device), "cudaDeviceGetAttribute");
+  const auto grid = unsigned(std::min<int64_t>(s.tiles, processors));
+  if (raw.rows && raw.dtype == DType::f16) return launch_raw<__half>(s, grid, queue);
+  if (raw.rows) return launch_raw<__nv_bfloat16>(s, grid, queue);
+  const auto kernel = wave.dense  ? sweep_kernel<Way::store, __half, false>
+                      : wave.self ? sweep_kernel<Way::both, __half, false>
+                                  : sweep_kernel<Way::rows, __half, false>;
+  launch(kernel, grid, kThreads, kSharedBytes, queue.stream, s);
 }
 
 }  // namespace gloss::cuda
