@@ -151,7 +151,7 @@ def test_any_layout(dtype: torch.dtype, backend: str) -> None:
         assert torch.equal(cosine_topk(layout, k=5, backend=backend).indices, expected.indices)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name == "cpu"])
 def test_same_bits_for_any_number_of_threads(backend: str) -> None:
     x = documents(1500, 50).requires_grad_()
     before, results = torch.get_num_threads(), []

@@ -49,7 +49,7 @@ def selftest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(selftest: Path, case: str, seed: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "GLOSS_EMULATOR_SEED": str(seed)}
-    return subprocess.run([selftest, case], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([selftest, case], env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize("case", CASES)
