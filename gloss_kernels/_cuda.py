@@ -68,7 +68,14 @@ def cosine_topk(
         call.queue,
     )
     if queries.device.type == "cpu" or os.environ.get("GLOSS_KERNELS_CHECK") == "1":
-        for name, row in zip(("queries", "corpus"), status[:2].tolist(), strict=True):
+        *bad_rows, candidates, recomputed_rows = status.tolist()
+        _native.local.statistics = {
+            "candidates": candidates,
+            "recomputed_rows": recomputed_rows,
+            "workspace_bytes": len(space),
+            "kernel": "cuda",
+        }
+        for name, row in zip(("queries", "corpus"), bad_rows, strict=True):
             if row >= 0:
                 raise ValueError(f"{name}: row {row} holds NaN or Inf")
     return values, indices

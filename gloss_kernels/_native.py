@@ -47,7 +47,8 @@ def progress(report: Callable[[float], object]) -> Iterator[None]:
 
 
 def topk_statistics() -> dict[str, Any]:
-    """Of the latest ``cosine_topk`` on the CPU by this thread; empty before the first.
+    """Of the latest ``cosine_topk`` of this thread; empty before the first. Of CUDA searches only with
+    GLOSS_KERNELS_CHECK=1, since reading them waits for the device.
 
     candidates: entries that passed the 16-bit filter and were scored again in float32. recomputed_rows: rows that could
     not be certified and were redone exactly. workspace_bytes: most memory held beside input and result. kernel: the
