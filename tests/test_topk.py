@@ -99,6 +99,17 @@ def test_all_rows_equal(n: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_opposite_to_all_others(backend: str) -> None:
+    """Their best cosines are far below 0, the product of padding with anything; sizes of several waves of tiles."""
+    x = torch.rand(2600, 24) + 0.3
+    x[7] = -1
+    x[1203:1206] *= -1
+    check_exact(*cosine_topk(x, k=5, backend=backend), x, None, True)
+    values, indices = cosine_topk(-x[:250], x, k=5, backend=backend)
+    check_exact(values, indices, -x[:250], x, False)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_zero_rows(backend: str) -> None:
     x = documents(50, 9)
     x[[3, 20, 21]] = 0

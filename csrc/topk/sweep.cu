@@ -166,10 +166,15 @@ __device__ inline void store(const Sweep& s, const Sums& sums, Tile tile, int wa
 }
 
 // Offers the products of a tile to its rows, and to its columns where kBoth. 16 products a thread at a time are
-// compared; where a warp finds one that passes, they go to `scratch` [16, 32], so that the rare code exists once.
+// compared; where a warp finds one that passes, they go to `scratch` [16, 32], so that the rare code exists once. Padding
+// passes too where a threshold is negative: it is told from rows there.
 template <bool kBoth>
 __device__ inline void offer(const Sweep& s, const Sums& sums, Tile tile, const float* row_threshold,
                              const float* column_threshold, float* scratch, int warp_row, int warp_column, int lane) {
+  const auto count_of = [](const Packed& packed, int64_t block) {
+    return int(packed.first(block + 1) - packed.first(block));
+  };
+  const int rows = count_of(s.queries, tile.row / 2), columns = count_of(s.corpus, tile.column);
   float column_bound[8][2];
   if (kBoth)
 #pragma unroll
@@ -200,6 +205,7 @@ __device__ inline void offer(const Sweep& s, const Sums& sums, Tile tile, const 
       for (int e = 0; e < 16; ++e) {  // each lane reads what it wrote
         const float value = scratch[e * 32 + lane];
         const int column = warp_column + e / 2 * 8 + lane % 4 * 2 + e % 2;
+        if (column >= columns || int(tile.row % 2) * kTileRows + row >= rows) continue;
         const int64_t r = tile.row * kTileRows + row, c = tile.column * kBlock + column;
         if (value >= row_bound) append(s.lists, r, value, c);
         if (kBoth && value >= column_threshold[column]) append(s.lists, c, value, r);
