@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import os
 from typing import Any, NamedTuple
@@ -11,7 +13,6 @@ import torch
 from . import _cpu, _cuda, _native, _validate
 from ._kernels import Kernels
 
-_KERNELS: dict[str, Any] = {"cpu": _cpu, "cuda": _cuda}
 MEASURED: tuple[tuple[int, int], ...] = ()  # compute capabilities with a report of bench/gpu.py in bench/results
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 
@@ -50,12 +51,12 @@ def resolve(backend: str, device: torch.device, *, dense: bool = False) -> str:
     if backend == "auto" and dense:
         return "torch"
     if backend == "auto":
-        backend = "cpu" if device.type == "cpu" else "cuda" if device.type == "cuda" and _has_cuda() else "reference"
+        backend = _best(device) or ("cpu" if device.type == "cpu" else "reference")
     if backend == "reference":
         return backend
-    if not (_native.core is not None if backend == "cpu" else backend == "cuda" and (_has_cuda() or _native.emulated)):
+    takes = _takes(backend)
+    if not takes:
         raise RuntimeError(f"backend={backend!r} cannot run here: {available_backends()[backend].detail}")
-    takes = ["cpu"] if backend == "cpu" else ["cuda"] * _has_cuda() + ["cpu"] * (_native.emulated is not None)
     if device.type not in takes:
         raise ValueError(f"backend={backend!r} wants tensors on {' or '.join(takes)}, got {device}")
     return backend
@@ -63,23 +64,53 @@ def resolve(backend: str, device: torch.device, *, dense: bool = False) -> str:
 
 def kernels(backend: str) -> Kernels:
     """The kernels of a backend that resolve() returned."""
-    module: Kernels = _KERNELS[backend]
-    return module
+    module: Any = {"cpu": _cpu, "cuda": _cuda}.get(backend) or _triton()
+    kernels: Kernels = module
+    return kernels
 
 
 def dense_backend(backend: str, device: torch.device) -> str | None:
     """The backend whose dense_loss serves for what resolve() returned; None: the dense path is torch operations."""
     if backend == "torch":
-        backend = "cpu" if device.type == "cpu" else "cuda"
-        return backend if (_native.core is not None if backend == "cpu" else _has_cuda()) else None
-    return backend if backend in ("cpu", "cuda") else None
+        return _best(device)
+    return backend if backend in ("cpu", "cuda", "triton") else None
+
+
+def _best(device: torch.device) -> str | None:
+    """The fastest backend with kernels for a device. (Triton beside a CUDA core: the one that a report says wins.)"""
+    order = ("cpu",) if device.type == "cpu" else ("cuda", "triton") if device.type == "cuda" else ()
+    return next((backend for backend in order if device.type in _takes(backend)), None)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_cuda() -> bool:
-    if not _native.cuda_architectures or not torch.cuda.is_available():
-        return False
-    return torch.cuda.get_device_capability() >= (8, 0)
+def _takes(backend: str) -> list[str]:
+    """The types of devices that a backend runs on here; none: it cannot run."""
+    if backend == "cpu":
+        return ["cpu"] if _native.core is not None else []
+    gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    if backend == "cuda":
+        return ["cuda"] * (gpu and bool(_native.cuda_architectures)) + ["cpu"] * (_native.emulated is not None)
+    if _triton_problem():
+        return []
+    return ["cpu"] if _triton().INTERPRETED else ["cuda"] if gpu else []
+
+
+@functools.cache
+def _triton() -> Any:
+    """Imported when first used: Triton takes a while, and need not be there."""
+    return importlib.import_module("gloss_kernels._triton")
+
+
+@functools.cache
+def _triton_problem() -> str:
+    """Why Triton cannot be imported; "" if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install '.[triton]')"
+    try:
+        _triton()
+    except Exception as error:  # a Triton that does not fit this torch or this machine: whatever it raises
+        return f"triton cannot be imported: {type(error).__name__}: {error}"
+    return ""
 
 
 def _cpu_status() -> BackendStatus:
@@ -114,6 +145,20 @@ def _cuda_status() -> BackendStatus:
 
 
 def _triton_status() -> BackendStatus:
-    if importlib.util.find_spec("triton") is None:
-        return BackendStatus(False, "triton is not installed (pip install '.[triton]')")
-    return BackendStatus(False, "no Triton kernels in this version yet")
+    problem = _triton_problem()
+    if problem:
+        return BackendStatus(False, problem)
+    what = f"Triton {importlib.import_module('triton').__version__}"
+    if _triton().INTERPRETED:
+        return BackendStatus(True, f"{what}, interpreted on CPU tensors (TRITON_INTERPRET=1), for tests")
+    if not torch.cuda.is_available():
+        return BackendStatus(
+            False, f"{what}, but torch finds no GPU (TRITON_INTERPRET=1 runs it on CPU tensors, slowly)"
+        )
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return BackendStatus(
+            False, f"{what}, but this GPU has compute capability {capability[0]}.{capability[1]}, below 8.0"
+        )
+    measured = "" if capability in MEASURED else ", not yet measured on this GPU"
+    return BackendStatus(True, f"{what}{measured}")

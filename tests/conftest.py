@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
-import pytest
-import torch
-from torch import Tensor
+# Where the tensors live: GLOSS_TEST_DEVICE=cuda runs the same grid on a GPU. On the CPU Triton kernels are interpreted,
+# if they were told so before their import.
+DEVICE = os.environ.get("GLOSS_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from gloss_kernels import _native
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from gloss_kernels import _native  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-# Where the tensors live: GLOSS_TEST_DEVICE=cuda runs the same grid on a GPU.
-DEVICE = os.environ.get("GLOSS_TEST_DEVICE", "cpu")
 # The kernels; each is compared with backend="reference". The CUDA kernels run on CPU tensors where their emulated build
 # is installed (GLOSS_KERNELS_EMULATOR=1 pip install ...).
-BACKENDS = ["cpu", *(["cuda"] if _native.emulated else [])] if DEVICE == "cpu" else ["cuda"]
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+BACKENDS = ["cpu", *["cuda"] * bool(_native.emulated)] if DEVICE == "cpu" else ["cuda"]
+BACKENDS += ["triton"] * HAS_TRITON
 AUTO_AND_KERNELS = ["auto", *(name for name in BACKENDS if name != "cpu")]  # on the CPU "auto" is "cpu"
 if DEVICE != "cpu":
     torch.set_default_device(DEVICE)

@@ -1,0 +1,9 @@
+"""The Triton backend: the same functions as _cpu.py and _cuda.py, one folder or file a stage.
+
+With TRITON_INTERPRET=1, set before the import, the kernels run on CPU tensors, a program at a time in numpy: for tests.
+"""
+
+from ._launch import INTERPRETED
+from .topk import cosine_topk, cosine_topk_backward
+
+__all__ = ["INTERPRETED", "cosine_topk", "cosine_topk_backward"]

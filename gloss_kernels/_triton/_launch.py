@@ -1,0 +1,41 @@
+"""What every Triton launch needs: where kernels run, and which sizes are worth a block."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+# TRITON_INTERPRET=1, set before the first import: kernels run on CPU tensors, a program at a time in numpy.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_two(least: int) -> int:
+    return 1 << max(least - 1, 0).bit_length()
+
+
+def launch(kernel: Any, grid: int | tuple[int, ...], like: Tensor, *args: Any, **meta: Any) -> None:
+    """kernel[grid] on the device of ``like``. An empty grid launches nothing."""
+    grid = grid if isinstance(grid, tuple) else (grid,)
+    if 0 in grid:
+        return
+    with torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext():
+        kernel[grid](*args, **meta)
+
+
+def jit(**options: Any) -> Any:
+    """triton.jit; ``run_time`` names integers that change from call to call, so that no value of them recompiles."""
+    return triton.jit(do_not_specialize=list(options.pop("run_time", ())), **options)
+
+
+def rows_a_program(width: int) -> int:
+    """Rows that share a program. The interpreter pays for programs, a GPU for what a program holds at once."""
+    return max(1, min(64, (1 << 18) // max(width, 1))) if INTERPRETED else 1
