@@ -8,6 +8,7 @@ Four stages, the same four names on every floor::
 from . import sigma
 from ._dispatch import BackendStatus, available_backends
 from ._native import progress, topk_statistics
+from .corpus import CorpusGLoss
 from .graph import SimilarityGraph, similarity_graph
 from .loss import GLoss, g_loss
 from .propagate import Propagation, propagate_labels
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendStatus",
+    "CorpusGLoss",
     "GLoss",
     "Propagation",
     "SimilarityGraph",

@@ -1,0 +1,100 @@
+"""Approximate neighbours in the bank: a NeighborIndex of earlier rows, scored by the rows of today."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _validate
+from ..topk import TopK, cosine_topk
+from .bank import CHUNK, Bank
+
+
+class BankIndex:
+    """An index of the bank's rows that is built anew every ``every`` steps (None: when as many rows were written as
+    the bank has), and after :meth:`drop`. options: arguments of NeighborIndex.build."""
+
+    def __init__(self, options: dict[str, Any], every: int | None) -> None:
+        self.options, self.every = options, every
+        self.drop()
+
+    def drop(self) -> None:
+        self._index: Any = None
+        self._documents: Tensor | None = None  # ids of the rows in the index; None: all
+        self._steps = self._rows = 0
+
+    def count(self, rows: int) -> None:
+        """After a step that writes so many rows."""
+        self._steps += 1
+        self._rows += rows
+
+    def search(self, bank: Bank, queries: Tensor, k: int, left_out: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As Bank.search, approximately: int64 [b, k], and bool [b, k] whether there is one."""
+        due = self._rows >= len(bank) if self.every is None else self._steps >= self.every
+        if self._index is None or due:
+            self._build(bank)
+        queries = queries.detach().to(bank.rows.device)
+        skipped, more = bank.skipped(left_out, k)
+        size = len(bank) if self._documents is None else len(self._documents)
+        indices = self._index.search(queries.float(), min(more, size)).indices.to(queries.device)
+        there = indices >= 0  # an index may find less than it was asked for
+        indices = indices.clamp(min=0)
+        if self._documents is not None:
+            indices = self._documents[indices]
+        there &= ~skipped[indices]
+        if indices.shape[1] < k:  # the index is older than some rows
+            missing = (0, k - indices.shape[1])
+            indices, there = (torch.nn.functional.pad(x, missing) for x in (indices, there))
+        c = bank.cosines(queries, indices).masked_fill(~there, -torch.inf)
+        order = c.argsort(dim=1, descending=True, stable=True)[:, :k]
+        return indices.gather(1, order), there.gather(1, order)
+
+    def graph(self, bank: Bank, documents: Tensor, k: int, backend: str) -> TopK:
+        """Of the rows of these documents (all that have one) the k others nearest to each, positions in documents."""
+        self._build(bank)
+        rows, found = bank.rows[documents], []
+        for start in range(0, len(rows), CHUNK):
+            queries = rows[start : start + CHUNK]
+            indices = self._index.search(queries.float(), k + 1).indices.to(rows.device)
+            own = torch.arange(start, start + len(queries), device=rows.device)[:, None]
+            others = (indices != own) & (indices >= 0)
+            short = others.sum(dim=1) < k
+            indices = indices.gather(1, _first(others, k))
+            if bool(short.any()):
+                exact = cosine_topk(queries[short], rows, k + 1, backend=backend).indices
+                indices[short] = exact.gather(1, _first(exact != own[short], k))
+            found.append(indices)
+        indices = torch.cat(found)
+        values = [
+            bank.cosines(bank.unit(documents[start : start + 1024]), documents[indices[start : start + 1024]])
+            for start in range(0, len(rows), 1024)
+        ]
+        return TopK(torch.cat(values), indices)
+
+    def _build(self, bank: Bank) -> None:
+        from ..neighbors import NeighborIndex  # FAISS: only where it is asked for
+
+        self.drop()
+        if bank.num_filled < len(bank):
+            self._documents = bank.filled.nonzero().squeeze(1)
+        rows = bank.rows if self._documents is None else bank.rows[self._documents]
+        self._index = NeighborIndex.build(rows if rows.dtype == torch.float64 else rows.float(), **self.options)
+
+
+def _first(wanted: Tensor, k: int) -> Tensor:
+    """Columns of the first k True of every row, in their order."""
+    return wanted.int().argsort(dim=1, descending=True, stable=True)[:, :k]
+
+
+def check_index(index: Any, refresh_every: int | None) -> BankIndex | None:
+    if index is not None and not isinstance(index, (str, dict)):
+        raise TypeError(f"index: got {type(index).__name__}, wants None, a kind of NeighborIndex or its arguments")
+    if refresh_every is not None:
+        _validate.whole_number("refresh_every", refresh_every, 1)
+        if index is None:
+            raise ValueError("refresh_every: is for index=, which is None: the exact search uses today's rows")
+    if index is None:
+        return None
+    return BankIndex({"kind": index} if isinstance(index, str) else dict(index), refresh_every)

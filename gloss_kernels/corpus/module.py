@@ -1,0 +1,344 @@
+"""CorpusGLoss: the step, the propagation over the bank, prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _dispatch, _validate
+from ..dense import unit_rows
+from ..graph import SMALLEST_SIGMA, SimilarityGraph, similarity_graph
+from ..loss import TARGETS, _check_class_weight, loss_on_hidden
+from ..propagate import Propagation, check_labels, check_options, drop_vanishing, propagate_labels
+from .bank import Bank, check_ids, check_rows
+from .harmonic import harmonic
+from .index import check_index
+
+
+class CorpusGLoss(nn.Module):
+    """G-Loss of a batch, its neighbours taken from the whole corpus: the batch's labels are hidden, those of all other
+    documents flow to it.
+
+    A bank keeps a unit row a document. In a step the batch's live rows stand for their rows in the bank; they are
+    joined to their nearest documents in the rest of the bank and in the batch; with A_BL, A_BB these weights, D their
+    row sums and Y_L the bank's labels (constants), the batch receives F_B = (D_BB - A_BB)^-1 A_BL Y_L. The gradient
+    reaches the live rows only. Usage::
+
+        gloss = CorpusGLoss(labels, dim)
+        gloss.refresh_from(encoder, batches)  # batches of (document_ids, inputs): fills the bank
+        for document_ids, inputs, y in loader:
+            z = encoder(inputs)
+            loss = (1 - lam) * F.cross_entropy(head(z), y) + lam * gloss(z, document_ids)
+            loss.backward()
+
+    The bank's row of a document is written after the backward of its step: the rows wait, and are written when the
+    module is next used (forward, refresh, predict, propagate, add, state_dict) or by :meth:`flush`. What autograd
+    saves are copies of bank rows, so that several forwards before one backward are right too. A forward in eval mode
+    or under no_grad leaves the bank alone.
+
+    Documents without a label (-1) pass labels on as well: every ``propagate_every`` steps labels are propagated over
+    the graph of the whole bank, and between, the probabilities that an unlabelled document received stand for its
+    label (:meth:`propagate`). They were found with all labels visible, the batch's too. Unlabelled documents that no
+    label reaches are no neighbours.
+
+    Args:
+        labels: int64 [n], -1 is unlabelled.
+        dim: d, columns of the embeddings.
+        num_classes: C; default labels.max() + 1.
+        n_neighbors: neighbours in the bank of a document in the batch, 1 to n - 1. Where the bank without the batch has
+            fewer: all of them.
+        sigma: width of the Gaussian weights exp((c - 1) / sigma^2).
+        target, class_weight: as in :class:`GLoss`.
+        bank_dtype: float16, bfloat16, float32 or float64. The neighbours are exact for the rows as they are stored.
+        bank_device: where the bank lives, such as "cpu" for one that the GPU cannot hold; None: with the module.
+        batch_neighbors: neighbours in the batch of a document in the batch (edges with gradient to both ends); 0: none.
+        index: None for exact search; or a kind of NeighborIndex, or a dict of arguments of ``NeighborIndex.build``, for
+            approximate neighbours, always scored by the bank's rows of today.
+        refresh_every: steps after which the index is built anew; None: when as many rows were written as it has.
+            (Also after refresh, and after state_dict, so that a resumed run goes the same way.)
+        propagate_every: steps after which labels are propagated over the bank; None: when as many rows were written as
+            it has. Only with unlabelled documents.
+        tol, max_iter: of that propagation, see :func:`propagate_labels`.
+        backend: of the search and the propagation.
+
+    Shapes: forward(embeddings [b, d], document_ids int64 [b]) -> scalar float32 (float64 for float64 embeddings), the
+    mean over the batch's documents with a label. ``last`` is the :class:`Propagation` of the latest batch.
+
+    Raises:
+        TypeError, ValueError: naming the argument. RuntimeError: the bank is empty.
+    """
+
+    class_weight: Tensor | None
+    counters: Tensor
+
+    def __init__(
+        self,
+        labels: Tensor,
+        dim: int,
+        *,
+        num_classes: int | None = None,
+        n_neighbors: int = 32,
+        sigma: float = 0.3,
+        target: str = "nll",
+        class_weight: Tensor | None = None,
+        bank_dtype: torch.dtype = torch.float16,
+        bank_device: torch.device | str | None = None,
+        batch_neighbors: int = 8,
+        index: str | dict[str, Any] | None = None,
+        refresh_every: int | None = None,
+        propagate_every: int | None = None,
+        tol: float = 1e-4,
+        max_iter: int = 500,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        n = len(labels) if isinstance(labels, Tensor) and labels.ndim == 1 else "n"
+        _validate.integers("labels", labels, (n,))
+        self.dim = _validate.whole_number("dim", dim, 1)
+        if num_classes is None:
+            num_classes = int(labels.max()) + 1 if len(labels) else 0
+            if num_classes < 1:
+                raise ValueError("labels: no document has a label, wants one of at least 0")
+        self.num_classes = _validate.whole_number("num_classes", num_classes, 1)
+        check_labels("labels", labels, num_classes)
+        self.n_neighbors = _validate.whole_number("n_neighbors", n_neighbors, 1)
+        if n_neighbors > len(labels) - 1:
+            raise ValueError(f"n_neighbors: got {n_neighbors}, but a document of {len(labels)} has fewer others")
+        self.batch_neighbors = _validate.whole_number("batch_neighbors", batch_neighbors, 0)
+        self.sigma = _validate.number("sigma", sigma, SMALLEST_SIGMA)
+        self.target = _validate.choice("target", target, TARGETS)
+        _check_class_weight(class_weight, num_classes)
+        self.register_buffer("class_weight", class_weight)
+        _validate.choice("bank_dtype", bank_dtype, _validate.FLOAT_DTYPES)
+        self.index = check_index(index, refresh_every)
+        if propagate_every is not None:
+            _validate.whole_number("propagate_every", propagate_every, 1)
+        self.propagate_every = propagate_every
+        check_options(None, "row", tol, max_iter)
+        self.tol, self.max_iter = tol, max_iter
+        self.backend = _validate.choice("backend", backend, _dispatch.BACKENDS)
+        where = None if bank_device is None else torch.device(bank_device)
+        self.bank = Bank(labels, self.dim, num_classes, bank_dtype, where)
+        self.register_buffer("counters", torch.zeros(3, dtype=torch.int64))
+        self.steps = self._since_propagation = self._rows_since_propagation = 0  # counters, as Python numbers
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self.last: Propagation | None = None
+
+    # -------------------------------------------------------------------------------------------- the bank
+    def refresh(self, embeddings: Tensor, document_ids: Tensor | None = None) -> None:
+        """Sets the bank's rows of document_ids (None: of all documents, in order) to embeddings [any, d]."""
+        x = check_rows("embeddings", embeddings, self.dim)
+        if document_ids is not None:
+            check_ids("document_ids", document_ids, len(x), len(self.bank))
+        elif len(x) != len(self.bank):
+            raise ValueError(f"embeddings: got {len(x)} rows, wants {len(self.bank)}, or document_ids")
+        self.flush()
+        self.bank.write(document_ids, x)
+        if self.index is not None:
+            self.index.drop()
+
+    @torch.no_grad()
+    def refresh_from(
+        self,
+        encode: Callable[[Any], Tensor],
+        batches: Iterable[tuple[Tensor, Any]],
+        *,
+        progress: Callable[[float], object] | None = None,
+    ) -> None:
+        """For every (document_ids, inputs) of batches sets rows to encode(inputs), without gradient.
+
+        progress(share_done) is called after each. Put the encoder in eval mode first.
+        """
+        done = 0
+        for document_ids, inputs in batches:
+            self.refresh(encode(inputs), document_ids)
+            done += len(document_ids)
+            if progress is not None:
+                progress(min(1.0, done / len(self.bank)))
+
+    def add(self, labels: Tensor, embeddings: Tensor | None = None) -> Tensor:
+        """Adds documents with these labels (int64, -1 unlabelled); their ids, int64.
+
+        Without embeddings they are no neighbours until their first step or refresh.
+        """
+        count = len(labels) if isinstance(labels, Tensor) and labels.ndim == 1 else "any"
+        _validate.integers("labels", labels, (count,))
+        check_labels("labels", labels.cpu(), self.num_classes)
+        if embeddings is not None and len(check_rows("embeddings", embeddings, self.dim)) != len(labels):
+            raise ValueError(f"embeddings: got {len(embeddings)} rows for {len(labels)} labels")
+        self.flush()
+        ids = self.bank.extend(labels)
+        if embeddings is not None:
+            self.refresh(embeddings, ids)
+        return ids
+
+    def flush(self) -> None:
+        """Writes the rows of earlier steps that still wait for their backward to be over."""
+        pending, self._pending = self._pending, []
+        for ids, rows in pending:
+            self.bank.write(ids, rows)
+
+    # -------------------------------------------------------------------------------------------- the loss
+    def forward(self, embeddings: Tensor, document_ids: Tensor) -> Tensor:
+        """The loss of one batch: live rows [b, d] of the documents int64 [b]."""
+        x = check_rows("embeddings", embeddings, self.dim)
+        ids = check_ids("document_ids", document_ids, len(x), len(self.bank))
+        self.flush()
+        is_step = self.training and torch.is_grad_enabled()
+        if self.bank.has_unlabeled:
+            self._propagate_if_due(is_step)
+        with torch.autocast(x.device.type, enabled=False):
+            u = unit_rows(x)
+            to_labels = self._labels_of_neighbors(u, *self._neighbors(u, ids))
+            f, reachable = harmonic(self._batch_edges(u), to_labels)
+            y = self.bank.labels[ids.to(self.bank.labels.device)].to(x.device)
+            loss = loss_on_hidden(f, y, y >= 0, self.target, self.class_weight).to(u.dtype)
+        zero = torch.zeros((), dtype=torch.float64, device=x.device)
+        self.last = Propagation(f.detach().to(u.dtype), zero.long(), zero, reachable)
+        if is_step and len(x):
+            self._pending.append((ids.clone(), u.detach()))
+            self._count(len(x))
+        return loss
+
+    @torch.no_grad()
+    def predict(self, embeddings: Tensor) -> Propagation:
+        """The labels of the bank's documents propagated to new ones, each for itself: probabilities [any, C]."""
+        x = check_rows("embeddings", embeddings, self.dim)
+        self.flush()
+        if self.bank.has_unlabeled:
+            self._propagate_if_due(False)
+        f, reachable = [], []
+        for part in torch.split(x, 1024):
+            u = unit_rows(part)
+            to_labels = self._labels_of_neighbors(u, *self._neighbors(u, None))
+            some = harmonic(to_labels.new_zeros(len(u), len(u)), to_labels)
+            f.append(some[0].to(u.dtype))
+            reachable.append(some[1])
+        zero = torch.zeros((), dtype=torch.float64, device=x.device)
+        return Propagation(torch.cat(f), zero.long(), zero, torch.cat(reachable))
+
+    @torch.no_grad()
+    def propagate(self) -> Propagation:
+        """Propagates the labels over the graph of the bank's rows, starting from the result before; [n, C].
+
+        The result is kept, and stands for the labels of unlabelled documents. Documents without a row have the prior.
+        """
+        self.flush()
+        bank = self.bank
+        self._require_rows()
+        whole = bank.num_filled == len(bank)
+        here = torch.arange(len(bank), device=bank.rows.device) if whole else bank.filled.nonzero().squeeze(1)
+        rows, labels = (bank.rows, bank.labels) if whole else (bank.rows[here], bank.labels[here])
+        soft = torch.full((len(bank), self.num_classes), 1 / self.num_classes, device=rows.device)
+        reachable = torch.zeros_like(bank.filled)
+        k = min(self.n_neighbors, len(rows) - 1)
+        if k == 0:
+            graph = SimilarityGraph(here.new_zeros(2), here.new_zeros(0), soft.new_zeros(0))
+        else:
+            neighbors = None if self.index is None else self.index.graph(bank, here, k, self.backend)
+            graph = similarity_graph(rows, k, sigma=self.sigma, neighbors=neighbors, backend=self.backend)
+        found = propagate_labels(
+            graph, labels, self.num_classes, tol=self.tol, max_iter=self.max_iter,
+            initial=bank.soft[here] if len(bank.soft) else None, backend=self.backend,
+        )  # fmt: skip
+        soft[here] = found.probabilities.float()
+        # A solve that did not converge may leave rows that sum to nothing: they have no say.
+        reachable[here] = found.reachable & (soft[here].sum(dim=1) > 0.5)
+        bank.soft, bank.reachable = soft, reachable
+        self._since_propagation = self._rows_since_propagation = 0
+        return Propagation(soft, found.iterations, found.residual, reachable)
+
+    # -------------------------------------------------------------------------------------------- the edges
+    def _neighbors(self, u: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Of live rows u [b, d] the nearest documents of the bank [b, k], those of the batch left out; which of them
+        are there (None: all)."""
+        self._require_rows()
+        bank, backend = self.bank, self.backend
+        others = bank.num_filled
+        if ids is not None:
+            whole = others == len(bank)
+            others -= len(ids) if whole else int(bank.filled[ids.to(bank.filled.device)].sum())
+        k = min(self.n_neighbors, others)
+        if k == 0 or len(u) == 0:
+            return torch.empty(len(u), 0, dtype=torch.int64, device=u.device), None
+        if self.index is None:
+            return bank.search(u, k, ids, backend), None
+        indices, there = self.index.search(bank, u, k, ids)
+        return indices, there.to(u.device)
+
+    def _labels_of_neighbors(self, u: Tensor, indices: Tensor, there: Tensor | None) -> Tensor:
+        """A_BL Y_L, float64 [b, C]: the weights to the bank's documents, summed by what they say of the classes."""
+        bank = self.bank
+        w = self._weights(bank.cosines(u, indices))
+        if there is not None:
+            w = w * there
+        indices = indices.to(bank.labels.device)
+        y = bank.labels[indices].to(u.device)
+        total = w.new_zeros(len(u), self.num_classes).scatter_add(1, y.clamp(min=0), w * (y >= 0))
+        if not bank.has_unlabeled:
+            return total
+        counts = (bank.labels[indices] < 0) & bank.reachable[indices]
+        row, column = counts.nonzero(as_tuple=True)
+        says = bank.soft[indices[row, column]].to(w).clamp(min=0)
+        row, column = row.to(w.device), column.to(w.device)
+        return total.index_add(0, row, w[row, column, None] * (says / says.sum(dim=1, keepdim=True)))
+
+    def _batch_edges(self, u: Tensor) -> Tensor:
+        """A_BB = W + W^T, float64 [b, b]: each live row with its nearest ones in the batch."""
+        b = len(u)
+        m = min(self.batch_neighbors, b - 1)
+        if m < 1:
+            return u.new_zeros(b, b, dtype=torch.float64)
+        c = u @ u.T
+        nearest = c.detach().clone().fill_diagonal_(-torch.inf).topk(m).indices
+        w = self._weights(c.gather(1, nearest))
+        directed = w.new_zeros(b, b).scatter(1, nearest, w)
+        return directed + directed.T
+
+    def _weights(self, cosines: Tensor) -> Tensor:
+        """In float64: with a small sigma all neighbours of a document may be below what float32 holds."""
+        return drop_vanishing(torch.exp((cosines.double() - 1).clamp(max=0) * (1 / self.sigma**2)))
+
+    # -------------------------------------------------------------------------------------------- now and then
+    def _require_rows(self) -> None:
+        if self.bank.num_filled == 0:
+            raise RuntimeError("the bank is empty: call refresh(embeddings) or refresh_from(encode, batches) first")
+
+    def _propagate_if_due(self, is_step: bool) -> None:
+        every, n = self.propagate_every, len(self.bank)
+        due = self._rows_since_propagation >= n if every is None else self._since_propagation >= every
+        if not len(self.bank.soft) or (is_step and due):
+            self.propagate()
+
+    def _count(self, rows: int) -> None:
+        self.steps += 1
+        self._since_propagation += 1
+        self._rows_since_propagation += rows
+        if self.index is not None:
+            self.index.count(rows)
+
+    # -------------------------------------------------------------------------------------------- torch
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.flush()
+        if self.index is not None:
+            self.index.drop()
+        counters = (self.steps, self._since_propagation, self._rows_since_propagation)
+        self.counters = torch.tensor(counters, device=self.counters.device)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self._pending = []
+        if self.index is not None:
+            self.index.drop()
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        self.steps, self._since_propagation, self._rows_since_propagation = self.counters.tolist()
+
+    def extra_repr(self) -> str:
+        return (
+            f"documents={len(self.bank)}, dim={self.dim}, num_classes={self.num_classes}, "
+            f"n_neighbors={self.n_neighbors}, batch_neighbors={self.batch_neighbors}, sigma={self.sigma}, "
+            f"target={self.target!r}, bank_dtype={self.bank.rows.dtype}, index={self.index and self.index.options}"
+        )
