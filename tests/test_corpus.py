@@ -12,7 +12,7 @@ from conftest import AUTO_AND_KERNELS, DTYPES, documents, labels_for
 from torch import Tensor
 
 from gloss_kernels import CorpusGLoss, cosine_topk, propagate_labels, reference, similarity_graph
-from gloss_kernels.corpus.bank import CHUNK, Bank
+from gloss_kernels.corpus.bank import CHUNK, SLACK, Bank
 from gloss_kernels.corpus.harmonic import harmonic
 
 N, D, C = 60, 12, 5
@@ -198,19 +198,23 @@ def test_search_is_exact(case: str, dtype: torch.dtype, monkeypatch: pytest.Monk
     assert (selected.diff(dim=1) <= 2e-6).all()
 
 
-def test_rounded_queries_alone_would_not_be_exact() -> None:
-    """What the proof in Bank.search is for: near ties that rounding a query to bfloat16 puts in another order."""
-    base = torch.nn.functional.normalize(documents(1, 64, torch.float64), dim=1)
-    x = torch.nn.functional.normalize(base + 0.1 * documents(3000, 64, torch.float64, seed=2), dim=1)
-    bank = Bank(torch.zeros(3000, dtype=torch.int64), 64, 1, torch.bfloat16, None)
-    bank.write(None, x)
-    queries = x[:20].float()
-    c = queries.double() @ reference.unit_rows(bank.rows).T
-    best = c.topk(10).values
-    rounded = cosine_topk(queries.bfloat16(), bank.rows, 10).indices
-    assert (c.gather(1, rounded).amin(dim=1) < best[:, -1] - 2e-6).any()
-    found = bank.search(queries, 10, None, "auto")
-    assert (c.gather(1, found).amin(dim=1) >= best[:, -1] - 2e-6).all()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_rounded_queries_alone_would_not_be_exact(dtype: torch.dtype) -> None:
+    """Rows that are equally near to a query, but lie along or against what rounding adds to it: the search by the
+    rounded query finds those along. This is what the proof in Bank.search is for."""
+    d, k = 64, 10
+    query = torch.nn.functional.normalize(documents(1, d, torch.float64), dim=1)
+    added = torch.nn.functional.normalize(query.to(dtype).double() - query, dim=1)
+    noise = documents(3000, d, torch.float64, seed=2)
+    noise -= noise @ query.T @ query + noise @ added.T @ added
+    side = torch.where(torch.arange(3000) % 2 == 0, 1.0, -1.0)[:, None]
+    bank = Bank(torch.zeros(3000, dtype=torch.int64), d, 1, dtype, None)
+    bank.write(None, query + 0.5 * side * added + 0.3 * torch.nn.functional.normalize(noise, dim=1))
+    c = query.float().double() @ reference.unit_rows(bank.rows).T
+    best = c.topk(k).values[:, -1] - 2e-6
+    among = cosine_topk(query.to(dtype), bank.rows, k + SLACK).indices
+    assert c.gather(1, among).topk(k).values[:, -1] < best
+    assert c.gather(1, bank.search(query.float(), k, None, "auto")).amin() >= best
 
 
 # ------------------------------------------------------------------------------------------- steps
