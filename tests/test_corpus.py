@@ -204,12 +204,14 @@ def test_rounded_queries_alone_would_not_be_exact(dtype: torch.dtype) -> None:
     rounded query finds those along. This is what the proof in Bank.search is for."""
     d, k = 64, 10
     query = torch.nn.functional.normalize(documents(1, d, torch.float64), dim=1)
-    added = torch.nn.functional.normalize(query.to(dtype).double() - query, dim=1)
+    added = query.to(dtype).double() @ (torch.eye(d) - query.T @ query)
+    farther = torch.arange(3000)[:, None] * (added.norm() / 6)  # from row to row some 1/30 less cosine than it moves
+    added = torch.nn.functional.normalize(added, dim=1)
     noise = documents(3000, d, torch.float64, seed=2)
     noise -= noise @ query.T @ query + noise @ added.T @ added
     side = torch.where(torch.arange(3000) % 2 == 0, 1.0, -1.0)[:, None]
     bank = Bank(torch.zeros(3000, dtype=torch.int64), d, 1, dtype, None)
-    bank.write(None, query + 0.5 * side * added + 0.3 * torch.nn.functional.normalize(noise, dim=1))
+    bank.write(None, query + 0.5 * side * added + (0.3 + farther) * torch.nn.functional.normalize(noise, dim=1))
     c = query.float().double() @ reference.unit_rows(bank.rows).T
     best = c.topk(k).values[:, -1] - 2e-6
     among = cosine_topk(query.to(dtype), bank.rows, k + SLACK).indices
