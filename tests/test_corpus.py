@@ -188,7 +188,7 @@ def test_search_is_exact(case: str, dtype: torch.dtype, monkeypatch: pytest.Monk
     bank.write(None if case != "half empty" else torch.arange(0, n, 2), x if case != "half empty" else x[::2])
     left_out = torch.randperm(n, device="cpu")[:200].to(x.device)
     queries = reference.unit_rows(documents(50, D, torch.float64, seed=3) * (-1 if case == "opposite" else 1))
-    found = bank.search(queries.float(), k, left_out, "auto")
+    found, cosines = bank.search(queries.float(), k, left_out, "auto")
     allowed = bank.filled.clone()
     allowed[left_out] = False
     assert allowed[found].all() and all(len(set(row)) == k for row in found.tolist())
@@ -196,6 +196,7 @@ def test_search_is_exact(case: str, dtype: torch.dtype, monkeypatch: pytest.Monk
     selected, others = c.gather(1, found), c.masked_fill(~allowed, -torch.inf).scatter(1, found, -torch.inf)
     assert (selected.amin(dim=1) >= others.amax(dim=1) - 2e-6).all()
     assert (selected.diff(dim=1) <= 2e-6).all()
+    torch.testing.assert_close(cosines.double(), selected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -216,7 +217,7 @@ def test_rounded_queries_alone_would_not_be_exact(dtype: torch.dtype) -> None:
     best = c.topk(k).values[:, -1] - 2e-6
     among = cosine_topk(query.to(dtype), bank.rows, k + SLACK).indices
     assert c.gather(1, among).topk(k).values[:, -1] < best
-    assert c.gather(1, bank.search(query.float(), k, None, "auto")).amin() >= best
+    assert c.gather(1, bank.search(query.float(), k, None, "auto")[0]).amin() >= best
 
 
 # ------------------------------------------------------------------------------------------- steps

@@ -78,33 +78,46 @@ class Bank(nn.Module):
         return torch.arange(n, n + more, device=labels.device)
 
     # -------------------------------------------------------------------------------------------- searching
-    def search(self, queries: Tensor, k: int, left_out: Tensor | None, backend: str) -> Tensor:
-        """int64 [b, k]: of each query the k nearest documents that have a row and are not among the ids left_out.
+    def search(self, queries: Tensor, k: int, left_out: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+        """Of each query the k nearest documents that have a row and are not among the ids left_out: int64 [b, k], and
+        their cosines [b, k], on the queries' device and differentiable in them.
 
-        Exact as cosine_topk: |c_selected| >= |c_unselected| - 2e-6. queries float32 or float64 [b, d], unit rows; the
-        caller sees to it that there are k documents. A bank of 16 bit is searched as it is, by queries rounded to its
-        dtype: a query q that moves by e = |q - rounded q| changes no cosine by more. So some more than k are looked
-        for and scored again with q itself; the k best are proven to be the k nearest if the last of them reaches the
-        last that was found + e. Queries without such a proof are searched again, further and in the end exhaustively.
+        Exact as cosine_topk: each selected cosine is at least each unselected one minus 2e-6. queries float32 or
+        float64 [b, d], unit rows; the caller sees to it that there are k documents. A bank of 16 bit is searched as it
+        is, by queries rounded to its dtype: a query q that moves by e = |q - rounded q| changes no cosine by more. So
+        some more than k are looked for and scored again with q itself; the k best are proven to be the k nearest if the
+        last of them reaches the last that was found + e. Queries without such a proof are searched again, further and
+        in the end exhaustively.
         """
-        queries = queries.detach().to(self.rows.device)
+        device, queries = queries.device, queries.to(self.rows.device)
         skipped, wanted = self.skipped(left_out, k)
-        n, found = len(self), torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
-        open_rows = torch.arange(len(queries), device=queries.device)
-        while len(open_rows) and wanted <= n // 2:
-            asked = queries[open_rows]
-            rounded = asked.to(self.rows.dtype)
+        left = torch.arange(len(queries), device=queries.device)
+        done: list[tuple[Tensor, Tensor, Tensor]] = []  # positions, indices, cosines
+        while len(left) and wanted <= len(self) // 2:
+            asked = queries if len(left) == len(queries) else queries[left]
+            rounded = asked.detach().to(self.rows.dtype)
             values, indices = cosine_topk(rounded, self.rows, wanted, backend=backend)
-            moved = (unit_rows(rounded) - unit_rows(asked)).norm(dim=1)
+            moved = (unit_rows(rounded) - unit_rows(asked.detach())).norm(dim=1)
             indices = indices.sort(dim=1).values  # equal cosines: the lower index first
-            c = self.cosines(asked, indices).masked_fill(skipped[indices], -torch.inf)
-            order = c.argsort(dim=1, descending=True, stable=True)[:, :k]
-            proven = c.gather(1, order)[:, -1] >= values[:, -1] + moved - TOLERANCE
-            found[open_rows[proven]] = indices.gather(1, order)[proven]
-            open_rows, wanted = open_rows[~proven], 4 * wanted
-        if len(open_rows):
-            found[open_rows] = self._search_all(queries[open_rows], k, skipped)
-        return found
+            indices, c = self.best(asked, indices, ~skipped[indices], k)
+            proven = c.detach()[:, -1] >= values[:, -1] + moved - TOLERANCE
+            done.append((left[proven], indices[proven], c[proven]))
+            left, wanted = left[~proven], 4 * wanted
+        if len(left):
+            indices = self._search_all(queries.detach()[left], k, skipped)
+            done.append((left, indices, self.cosines(queries[left], indices)))
+        if len(done) == 1:
+            _, found, c = done[0]
+        else:
+            order = torch.cat([positions for positions, _, _ in done]).argsort()
+            found, c = (torch.cat(x)[order] for x in ([i for _, i, _ in done], [c for _, _, c in done]))
+        return found.to(device), c.to(device)
+
+    def best(self, queries: Tensor, indices: Tensor, allowed: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Of the documents indices [b, any] the k nearest of those allowed, and their cosines; -inf: there is none."""
+        c = self.cosines(queries, indices).masked_fill(~allowed, -torch.inf)
+        order = c.detach().argsort(dim=1, descending=True, stable=True)[:, :k]
+        return indices.gather(1, order), c.gather(1, order)
 
     def _search_all(self, queries: Tensor, k: int, skipped: Tensor) -> Tensor:
         values = queries.new_empty(len(queries), 0)
@@ -131,10 +144,10 @@ class Bank(nn.Module):
         return unit_rows(self.rows[ids])
 
     def cosines(self, queries: Tensor, indices: Tensor) -> Tensor:
-        """c [b, k] of unit queries [b, d] and documents [b, k]; differentiable in the queries."""
-        near = self.rows[indices.to(self.rows.device)].to(queries.device, queries.dtype)  # [b, k, d]
+        """c [b, k] of unit queries [b, d] and documents [b, k], all on the bank's device."""
+        near = self.rows.index_select(0, indices.flatten()).to(queries.dtype).view(*indices.shape, self.rows.shape[1])
         length = torch.linalg.vector_norm(near, dim=2)  # of a stored unit row: 1 to rounding, or 0
-        dots = torch.bmm(near, queries[:, :, None]).squeeze(2)
+        dots = torch.bmm(queries[:, None], near.transpose(1, 2)).squeeze(1)  # six times as fast as near @ queries
         return dots / torch.where(length > 0, length, 1.0)
 
     # -------------------------------------------------------------------------------------------- torch

@@ -31,14 +31,14 @@ class BankIndex:
         self._rows += rows
 
     def search(self, bank: Bank, queries: Tensor, k: int, left_out: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As Bank.search, approximately: int64 [b, k], and bool [b, k] whether there is one."""
+        """As Bank.search, approximately; a cosine of -inf: there is none."""
         due = self._rows >= len(bank) if self.every is None else self._steps >= self.every
         if self._index is None or due:
             self._build(bank)
-        queries = queries.detach().to(bank.rows.device)
+        device, queries = queries.device, queries.to(bank.rows.device)
         skipped, more = bank.skipped(left_out, k)
         size = len(bank) if self._documents is None else len(self._documents)
-        indices = self._index.search(queries.float(), min(more, size)).indices.to(queries.device)
+        indices = self._index.search(queries.detach().float(), min(more, size)).indices.to(queries.device)
         there = indices >= 0  # an index may find less than it was asked for
         indices = indices.clamp(min=0)
         if self._documents is not None:
@@ -47,9 +47,8 @@ class BankIndex:
         if indices.shape[1] < k:  # the index is older than some rows
             missing = (0, k - indices.shape[1])
             indices, there = (torch.nn.functional.pad(x, missing) for x in (indices, there))
-        c = bank.cosines(queries, indices).masked_fill(~there, -torch.inf)
-        order = c.argsort(dim=1, descending=True, stable=True)[:, :k]
-        return indices.gather(1, order), there.gather(1, order)
+        indices, c = bank.best(queries, indices, there, k)
+        return indices.to(device), c.to(device)
 
     def graph(self, bank: Bank, documents: Tensor, k: int, backend: str) -> TopK:
         """Of the rows of these documents (all that have one) the k others nearest to each, positions in documents."""

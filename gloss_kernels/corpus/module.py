@@ -192,7 +192,7 @@ class CorpusGLoss(nn.Module):
             self._propagate_if_due(is_step)
         with torch.autocast(x.device.type, enabled=False):
             u = unit_rows(x)
-            to_labels = self._labels_of_neighbors(u, *self._neighbors(u, ids))
+            to_labels = self._labels_of_neighbors(*self._neighbors(u, ids))
             f, reachable = harmonic(self._batch_edges(u), to_labels)
             y = self.bank.labels[ids.to(self.bank.labels.device)].to(x.device)
             loss = loss_on_hidden(f, y, y >= 0, self.target, self.class_weight).to(u.dtype)
@@ -213,7 +213,7 @@ class CorpusGLoss(nn.Module):
         f, reachable = [], []
         for part in torch.split(x, 1024):
             u = unit_rows(part)
-            to_labels = self._labels_of_neighbors(u, *self._neighbors(u, None))
+            to_labels = self._labels_of_neighbors(*self._neighbors(u, None))
             some = harmonic(to_labels.new_zeros(len(u), len(u)), to_labels)
             f.append(some[0].to(u.dtype))
             reachable.append(some[1])
@@ -252,32 +252,27 @@ class CorpusGLoss(nn.Module):
         return Propagation(soft, found.iterations, found.residual, reachable)
 
     # -------------------------------------------------------------------------------------------- the edges
-    def _neighbors(self, u: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Of live rows u [b, d] the nearest documents of the bank [b, k], those of the batch left out; which of them
-        are there (None: all)."""
+    def _neighbors(self, u: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of live rows u [b, d] the nearest documents of the bank [b, k], those of the batch left out, and cosines."""
         self._require_rows()
-        bank, backend = self.bank, self.backend
+        bank = self.bank
         others = bank.num_filled
         if ids is not None:
             whole = others == len(bank)
             others -= len(ids) if whole else int(bank.filled[ids.to(bank.filled.device)].sum())
         k = min(self.n_neighbors, others)
         if k == 0 or len(u) == 0:
-            return torch.empty(len(u), 0, dtype=torch.int64, device=u.device), None
+            return torch.empty(len(u), 0, dtype=torch.int64, device=u.device), u[:, :0]
         if self.index is None:
-            return bank.search(u, k, ids, backend), None
-        indices, there = self.index.search(bank, u, k, ids)
-        return indices, there.to(u.device)
+            return bank.search(u, k, ids, self.backend)
+        return self.index.search(bank, u, k, ids)
 
-    def _labels_of_neighbors(self, u: Tensor, indices: Tensor, there: Tensor | None) -> Tensor:
+    def _labels_of_neighbors(self, indices: Tensor, cosines: Tensor) -> Tensor:
         """A_BL Y_L, float64 [b, C]: the weights to the bank's documents, summed by what they say of the classes."""
-        bank = self.bank
-        w = self._weights(bank.cosines(u, indices))
-        if there is not None:
-            w = w * there
+        bank, w = self.bank, self._weights(cosines)
         indices = indices.to(bank.labels.device)
-        y = bank.labels[indices].to(u.device)
-        total = w.new_zeros(len(u), self.num_classes).scatter_add(1, y.clamp(min=0), w * (y >= 0))
+        y = bank.labels[indices].to(w.device)
+        total = w.new_zeros(len(w), self.num_classes).scatter_add(1, y.clamp(min=0), w * (y >= 0))
         if not bank.has_unlabeled:
             return total
         counts = (bank.labels[indices] < 0) & bank.reachable[indices]
