@@ -113,6 +113,8 @@ def saved_accuracy(folder: Path, tiny: dict[str, str]) -> float:
         "--loss gloss --sigma root --neighbors 5",
         "--loss ce+gloss --sigma self-tuning",
         "--loss ce+gloss --lambda 0.3 --sigma mst --class-weights balanced --precision bf16",
+        "--graph corpus --class-weights balanced",
+        "--graph corpus --loss gloss --sigma root --neighbors 5",
     ],
 )
 def test_end_to_end(options: str, words: list[str], tiny: dict[str, str], tmp_path: Path, capsys) -> None:
@@ -155,7 +157,7 @@ def test_the_best_weights_are_scored_and_saved(words, tiny, tmp_path, monkeypatc
     assert result["test"]["accuracy"] == saved_accuracy(tmp_path, tiny)
 
 
-@pytest.mark.parametrize("options", ["--loss gloss", "--loss ce+gloss --compare"])
+@pytest.mark.parametrize("options", ["--loss gloss", "--loss ce+gloss --compare", "--graph corpus"])
 def test_a_killed_run_resumes_to_the_same_result(options, words, tmp_path, monkeypatch, capsys) -> None:
     """Killed in the middle of the second epoch (of the second run with --compare)."""
     words = [*words, *options.split()]
@@ -240,6 +242,10 @@ BAD = {
     "sigma word": ("--sigma wide", "wants a number above 0, or root, mst, self-tuning"),
     "labeled fraction": ("--labeled-fraction 1", "between 0 and 1"),
     "neighbors": ("--neighbors 20", "--neighbors 20: wants fewer than --batch-size 20"),
+    "neighbors of the corpus": ("--graph corpus --neighbors 61", "a training document has only 60 others"),
+    "sigma of the corpus": ("--graph corpus --sigma self-tuning", "is for --graph batch; wants a number, root or mst"),
+    "labeled fraction of the corpus": ("--graph corpus --labeled-fraction 0.5", "a batch hides all its labels"),
+    "graph without its loss": ("--graph corpus --loss ce", "is for a --loss with G-Loss, got ce"),
     "epochs": ("--epochs 0", "at least 1"),
     "learning rate": ("--learning-rate nan", "above 0"),
     "max length": ("--max-length 64", "reads at most 32 tokens"),

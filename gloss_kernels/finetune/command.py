@@ -23,7 +23,7 @@ from gloss_kernels.finetune.comparison import Result
 from gloss_kernels.finetune.data import Corpus, load_corpus
 from gloss_kernels.finetune.encoder import Classifier, load_encoder, packaged_model, tokenize
 from gloss_kernels.finetune.evaluation import embedding_scores, head_scores
-from gloss_kernels.finetune.options import Settings
+from gloss_kernels.finetune.options import LABELED_FRACTION, SIGMA, Settings
 from gloss_kernels.finetune.training import Part, Trainer
 
 PACKAGED = "packaged MiniLM"  # its folder differs between machines; the settings hold this name
@@ -94,8 +94,8 @@ def compare(settings: Settings, task: Task, folder: Path, *, resume: bool) -> st
     checkpoint.open_folder(folder, identity(both, task.corpus), resume=resume)
     results = []
     for loss in losses:
-        print(comparison.TITLES[loss], flush=True)
         one = dataclasses.replace(settings, loss=loss)
+        print(comparison.loss_title(dataclasses.asdict(one)), flush=True)
         results.append(finetune(one, task, folder / loss.replace("+", "_"), resume=resume))
     return comparison.write(results, task.corpus.classes, folder)
 
@@ -177,8 +177,17 @@ def choose_settings(args: argparse.Namespace, device: torch.device) -> Settings:
         values["precision"] = "bf16" if fast_bf16(device) else "fp32"
     if args.loss == "ce+gloss" and args.lam == 1:
         values["loss"] = "gloss"  # nothing is left to train a head with
-    if args.neighbors is not None and args.neighbors >= args.batch_size:
-        raise CommandError(f"--neighbors {args.neighbors}: wants fewer than --batch-size {args.batch_size}")
+    values["sigma"] = args.sigma or SIGMA[args.graph]
+    if args.graph == "batch":
+        values["labeled_fraction"] = args.labeled_fraction or LABELED_FRACTION
+        if args.neighbors is not None and args.neighbors >= args.batch_size:
+            raise CommandError(f"--neighbors {args.neighbors}: wants fewer than --batch-size {args.batch_size}")
+    elif args.labeled_fraction is not None:
+        raise CommandError("--labeled-fraction: is for --graph batch; with --graph corpus a batch hides all its labels")
+    elif args.sigma == "self-tuning":
+        raise CommandError("--sigma self-tuning: is for --graph batch; wants a number, root or mst")
+    elif args.loss == "ce" and not args.compare:
+        raise CommandError("--graph corpus: is for a --loss with G-Loss, got ce")
     return Settings(**values)
 
 

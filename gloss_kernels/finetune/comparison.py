@@ -30,7 +30,12 @@ class Result:
 
     @property
     def title(self) -> str:
-        return TITLES[self.metrics["settings"]["loss"]]
+        return loss_title(self.metrics["settings"])
+
+
+def loss_title(settings: dict[str, Any]) -> str:
+    title = TITLES[settings["loss"]]
+    return title.replace("G-Loss", "corpus G-Loss") if settings.get("graph") == "corpus" else title
 
 
 def table(results: list[Result]) -> str:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 LOSSES = ("ce", "gloss", "ce+gloss")
+GRAPHS = ("batch", "corpus")
+SIGMA = {"batch": "0.5", "corpus": "0.3"}  # where --sigma is not given
+LABELED_FRACTION = 0.7
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,10 @@ class Settings:
     model: str
     pooling: str
     loss: str
+    graph: str
     lam: float
     sigma: str
-    labeled_fraction: float
+    labeled_fraction: float | None
     neighbors: int | None
     class_weights: str
     epochs: int
@@ -116,12 +120,30 @@ def add_parser(commands: Any) -> None:
     loss.add_argument("--loss", choices=LOSSES, default="ce+gloss", help="what is minimised")
     loss.add_argument("--lam", "--lambda", dest="lam", type=number(0, 1), default=0.5, help="share of G-Loss")
     loss.add_argument(
-        "--sigma", type=sigma, default="0.5", help="width of the Gaussian edges; or by rule: root, mst, self-tuning"
+        "--graph",
+        choices=GRAPHS,
+        default="batch",
+        help="G-Loss joins a batch's documents to each other, or to the "
+        "nearest of all training documents, by a bank of their embeddings",
     )
     loss.add_argument(
-        "--labeled-fraction", type=number(0, 1, closed=False), default=0.7, help="share of a batch that keeps its label"
+        "--sigma",
+        type=sigma,
+        help="width of the Gaussian edges; or by rule: root, mst, self-tuning (default: "
+        f"{SIGMA['batch']}, with --graph corpus {SIGMA['corpus']})",
     )
-    loss.add_argument("--neighbors", type=whole(1), metavar="K", help="edges of a document (default: the whole batch)")
+    loss.add_argument(
+        "--labeled-fraction",
+        type=number(0, 1, closed=False),
+        metavar="SHARE",
+        help=f"share of a batch that keeps its label, with --graph batch (default: {LABELED_FRACTION})",
+    )
+    loss.add_argument(
+        "--neighbors",
+        type=whole(1),
+        metavar="K",
+        help="edges of a document (default: the whole batch, with --graph corpus 32)",
+    )
     loss.add_argument("--class-weights", choices=("none", "balanced"), default="none", help="weights of the classes")
 
     train = p.add_argument_group("training")

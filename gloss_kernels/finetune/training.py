@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from gloss_kernels import CorpusGLoss
 from gloss_kernels.cli import CommandError
 from gloss_kernels.finetune import checkpoint
 from gloss_kernels.finetune.encoder import Classifier, Tokens, autocast, shuffled_batches
@@ -22,6 +23,7 @@ from gloss_kernels.finetune.objective import Objective, choose_sigma, class_weig
 from gloss_kernels.finetune.options import Settings
 
 WARMUP, WEIGHT_DECAY, MAX_NORM = 0.1, 0.01, 1.0
+FILL_BATCH = 512  # documents embedded between two moves of the bar
 PROBE_ROWS = 2000  # training documents for an epoch's probe; the last probe takes all
 
 
@@ -59,7 +61,8 @@ class Trainer:
             self.sigma = choose_sigma(settings.sigma, embeddings, train.labels[rows])
         classes = model.head.out_features
         weight = class_weight(settings.class_weights, train.labels, classes)
-        self.objective = Objective(settings, classes, None if weight is None else weight.to(device), self.sigma)
+        weight = None if weight is None else weight.to(device)
+        self.objective = Objective(settings, classes, weight, self.sigma, train.labels.to(device), self.model.dim)
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), betas=(0.9, 0.999))
         steps = settings.epochs * -(-len(train.labels) // settings.batch_size)
         self.scheduler = LambdaLR(self.optimizer, _warmup_then_linear(steps))
@@ -82,11 +85,23 @@ class Trainer:
         state = checkpoint.load_checkpoint(self.folder) if resume else None
         if state is not None:
             self._restore(state)
+        elif self.objective.corpus is not None:
+            self._fill_bank(self.objective.corpus)
         while not self.progress.is_finished(self.settings):
             self._epoch(len(self.progress.history) + 1)
         self.model.load_state_dict(self.progress.best["model"])
         if self.settings.loss == "gloss" and len(self.train.labels) > PROBE_ROWS:
             fit_probe(self.model, self.embed(self.train), self.train.labels, self.settings.class_weights)
+
+    def _fill_bank(self, corpus: CorpusGLoss) -> None:
+        """The embeddings of all training documents before the first step; later each is as old as its last step."""
+        tokens = self.train.tokens
+        by_length = torch.tensor(sorted(range(len(tokens)), key=lambda i: len(tokens[i])))
+        batches = [(ids, ids) for ids in torch.split(by_length, FILL_BATCH)]
+        with tqdm(total=len(tokens), desc="bank", leave=False, disable=None) as bar:
+            corpus.refresh_from(
+                self.embed_rows, batches, progress=lambda share: bar.update(round(share * len(tokens)) - bar.n)
+            )
 
     def _epoch(self, epoch: int) -> None:
         """One pass over the training documents, the validation, and the checkpoint. Epochs count from 1."""
@@ -121,7 +136,7 @@ class Trainer:
         labels = self.train.labels[rows].to(self.device)
         with autocast(self.device, self.settings.precision):
             embeddings = self.model(*self.model.pad([self.train.tokens[i] for i in rows], self.device))
-        loss, parts = self.objective(embeddings, self.model.scores(embeddings), labels)
+        loss, parts = self.objective(embeddings, self.model.scores(embeddings), labels, rows)
         value = float(loss.detach())
         if value - value != 0:
             raise CommandError(f"the loss became {value}; try a smaller --learning-rate", code=1)
@@ -163,7 +178,7 @@ class Trainer:
             "best": self.progress.best,
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "rng_hidden": self.objective.generator.get_state(),
+            "objective": self.objective.state(),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -174,7 +189,7 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["rng_cuda"] is not None:
             torch.cuda.set_rng_state(state["rng_cuda"], self.device)
-        self.objective.generator.set_state(state["rng_hidden"])
+        self.objective.restore(state["objective"])
 
 
 def _warmup_then_linear(steps: int) -> Callable[[int], float]:
