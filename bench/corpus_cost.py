@@ -28,7 +28,7 @@ from torch import Tensor
 
 from gloss_kernels import CorpusGLoss, cosine_topk
 
-D, CLASSES, BATCH, NEIGHBORS, MATES, SIGMA = 384, 20, 128, 32, 8, 0.3
+D, CLASSES, BATCH, NEIGHBORS, MATES, SIGMA = 384, 20, 128, 32, 8, 0.5
 PIECE = 1 << 14  # rows of the bank that the peer converts at a time; the fastest of 2^12, 2^14, 2^16
 MINILM_STEP = 6.7  # seconds: MiniLM forward and backward, 128 documents of 128 tokens, on two such cores
 

@@ -38,8 +38,8 @@ from gloss_kernels import CorpusGLoss, GLoss, cosine_topk
 TEXTS = ("R52", "ohsumed")
 BATCH, VOTES, SWEEP_SEEDS = 128, 15, 3
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
-LAMBDAS, SIGMAS = (0.3, 1.0, 3.0), (0.2, 0.3, 0.5)
-NEIGHBORS, MATES = (8, 16, 32, 64), (0, 4, 8, 16)
+LAMBDAS, SIGMAS = (0.3, 1.0, 3.0, 10.0), (0.3, 0.5, 0.7)
+NEIGHBORS, MATES = (8, 16, 32, 64), (0, 8, 16)
 SCORES = ("accuracy", "macro_f1", "knn_accuracy", "knn_macro_f1")
 Settings = dict[str, Any]  # loss "ce", "batch" or "corpus"; lr; of the others lam, sigma, target; n_neighbors, ...
 

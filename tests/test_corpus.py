@@ -479,6 +479,19 @@ def test_host_bank_gives_the_same_numbers() -> None:
     torch.testing.assert_close(here, host, rtol=1e-6, atol=1e-8)
 
 
+def test_an_index_of_some_rows_gives_the_exact_soft_labels() -> None:
+    need_index()
+    ids = torch.arange(0, N, 2)
+    found = []
+    for index in (None, "flat"):
+        loss_fn = CorpusGLoss(labels_for(N, C, 0.3), D, num_classes=C, n_neighbors=6, sigma=0.5, index=index)
+        loss_fn.refresh(documents(30, D), ids)
+        found.append(loss_fn.propagate())
+    torch.testing.assert_close(found[1].probabilities, found[0].probabilities, rtol=0, atol=1e-4)
+    assert torch.equal(found[1].reachable, found[0].reachable) and found[0].reachable[ids].any()
+    assert not found[0].reachable[1::2].any()
+
+
 @pytest.mark.parametrize("labeled", [1.0, 0.3])
 def test_an_exhaustive_index_gives_the_exact_numbers(labeled: float) -> None:
     need_index()

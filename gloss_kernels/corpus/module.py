@@ -81,7 +81,7 @@ class CorpusGLoss(nn.Module):
         *,
         num_classes: int | None = None,
         n_neighbors: int = 32,
-        sigma: float = 0.3,
+        sigma: float = 0.5,
         target: str = "nll",
         class_weight: Tensor | None = None,
         bank_dtype: torch.dtype = torch.float16,

@@ -23,7 +23,7 @@ from gloss_kernels.finetune.comparison import Result
 from gloss_kernels.finetune.data import Corpus, load_corpus
 from gloss_kernels.finetune.encoder import Classifier, load_encoder, packaged_model, tokenize
 from gloss_kernels.finetune.evaluation import embedding_scores, head_scores
-from gloss_kernels.finetune.options import LABELED_FRACTION, SIGMA, Settings
+from gloss_kernels.finetune.options import LABELED_FRACTION, Settings
 from gloss_kernels.finetune.training import Part, Trainer
 
 PACKAGED = "packaged MiniLM"  # its folder differs between machines; the settings hold this name
@@ -177,7 +177,6 @@ def choose_settings(args: argparse.Namespace, device: torch.device) -> Settings:
         values["precision"] = "bf16" if fast_bf16(device) else "fp32"
     if args.loss == "ce+gloss" and args.lam == 1:
         values["loss"] = "gloss"  # nothing is left to train a head with
-    values["sigma"] = args.sigma or SIGMA[args.graph]
     if args.graph == "batch":
         values["labeled_fraction"] = args.labeled_fraction or LABELED_FRACTION
         if args.neighbors is not None and args.neighbors >= args.batch_size:

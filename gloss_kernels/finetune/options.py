@@ -10,7 +10,6 @@ from typing import Any
 
 LOSSES = ("ce", "gloss", "ce+gloss")
 GRAPHS = ("batch", "corpus")
-SIGMA = {"batch": "0.5", "corpus": "0.3"}  # where --sigma is not given
 LABELED_FRACTION = 0.7
 
 
@@ -129,8 +128,8 @@ def add_parser(commands: Any) -> None:
     loss.add_argument(
         "--sigma",
         type=sigma,
-        help="width of the Gaussian edges; or by rule: root, mst, self-tuning (default: "
-        f"{SIGMA['batch']}, with --graph corpus {SIGMA['corpus']})",
+        default="0.5",
+        help="width of the Gaussian edges; or by rule: root, mst, self-tuning",
     )
     loss.add_argument(
         "--labeled-fraction",
