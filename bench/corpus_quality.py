@@ -41,6 +41,7 @@ LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 LAMBDAS, SIGMAS = (0.3, 1.0, 3.0, 10.0), (0.3, 0.5, 0.7)
 NEIGHBORS, MATES = (8, 16, 32, 64), (0, 8, 16)
 SCORES = ("accuracy", "macro_f1", "knn_accuracy", "knn_macro_f1")
+NAMES = ("accuracy", "macro-F1", "kNN accuracy", "kNN macro-F1")
 Settings = dict[str, Any]  # loss "ce", "batch" or "corpus"; lr; of the others lam, sigma, target; n_neighbors, ...
 
 
@@ -214,7 +215,7 @@ def markdown(report: dict[str, Any]) -> str:
     )
     for text in TEXTS:
         rows = [row for row in final if row["text"] == text]
-        parts.append(f"## {text}\n\n" + table(rows, "loss", lambda r: name(r["settings"])))
+        parts.append(f"## {text}\n\n" + table(rows, "loss", lambda r: name(r["settings"])) + "\n\n" + verdict(rows))
     parts.append("## The choices\n\nOn validation documents, the same for both texts; by the mean of accuracy and "
                  f"macro-F1 of the classifier, {SWEEP_SEEDS} seeds.")  # fmt: skip
     for stage in dict.fromkeys(row["stage"] for row in report["rows"]):
@@ -225,9 +226,24 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """Where the others differ from cross entropy, the first row, by more than two standard errors."""
+    base, lines = rows[0], ["Against cross entropy, by more than two standard errors of the difference:"]
+    for row in rows[1:]:
+        words: dict[str, list[str]] = {"better": [], "worse": [], "no difference": []}
+        for key, title in zip(SCORES, NAMES, strict=True):
+            gain = row[key] - base[key]
+            error = ((row[f"{key}_deviation"] ** 2 + base[f"{key}_deviation"] ** 2) / row["seeds"]) ** 0.5
+            kind = "no difference" if abs(gain) <= 2 * error else "better" if gain > 0 else "worse"
+            words[kind].append(f"{title} ({gain:+.3f})" if kind != "no difference" else title)
+        said = "; ".join(f"{kind} in {', '.join(titles)}" for kind, titles in words.items() if titles)
+        lines.append(f"- {name(row['settings'])}: {said}")
+    return "\n".join([lines[0], "", *lines[1:]])
+
+
 def table(rows: list[dict[str, Any]], title: str, first: Any) -> str:
     is_final = rows[0]["stage"] == "final"
-    names = [title, "accuracy", "macro-F1", "kNN accuracy", "kNN macro-F1", "seconds"]
+    names = [title, *NAMES, "seconds"]
     names += ["settings"] if is_final else []
     lines = ["| " + " | ".join(names) + " |", "|---|" + "---:|" * 5 + ("---|" if is_final else "")]
     for row in rows:
