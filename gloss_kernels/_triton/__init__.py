@@ -4,6 +4,20 @@ With TRITON_INTERPRET=1, set before the import, the kernels run on CPU tensors, 
 """
 
 from ._launch import INTERPRETED
+from .graph import combine_edges, combine_edges_backward, knn_structure, normalize_edges, normalize_edges_backward
+from .propagate import propagate
+from .propagate_backward import propagate_backward
 from .topk import cosine_topk, cosine_topk_backward
 
-__all__ = ["INTERPRETED", "cosine_topk", "cosine_topk_backward"]
+__all__ = [
+    "INTERPRETED",
+    "combine_edges",
+    "combine_edges_backward",
+    "cosine_topk",
+    "cosine_topk_backward",
+    "knn_structure",
+    "normalize_edges",
+    "normalize_edges_backward",
+    "propagate",
+    "propagate_backward",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -73,13 +74,18 @@ class BankIndex:
         return TopK(torch.cat(values), indices)
 
     def _build(self, bank: Bank) -> None:
-        from ..neighbors import NeighborIndex  # FAISS: only where it is asked for
-
+        try:
+            neighbors: Any = importlib.import_module("gloss_kernels.neighbors")  # only where it is asked for
+            build = neighbors.NeighborIndex.build
+        except (ImportError, AttributeError) as error:
+            raise NotImplementedError(
+                "index: NeighborIndex is not in this version; index=None searches exactly"
+            ) from error
         self.drop()
         if bank.num_filled < len(bank):
             self._documents = bank.filled.nonzero().squeeze(1)
         rows = bank.rows if self._documents is None else bank.rows[self._documents]
-        self._index = NeighborIndex.build(rows if rows.dtype == torch.float64 else rows.float(), **self.options)
+        self._index = build(rows if rows.dtype == torch.float64 else rows.float(), **self.options)
 
 
 def _first(wanted: Tensor, k: int) -> Tensor:

@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .._launch import INTERPRETED, cdiv, jit, launch, power_of_two
+from .tiles import SHORT
 
 UNIT = 4096.0  # half-precision rows are unit rows times this, away from the subnormal numbers
-SHORT = 64  # rows as short stay in float32, and are multiplied as three products of TF32 parts
 
 
 class Rows(NamedTuple):

@@ -149,8 +149,8 @@ def redo(lists: Lists, queries: Rows, corpus: Rows, packed: Packed, k: int) -> t
         slots, CAPACITY=capacity, ROWS=rows, COLUMNS=columns,
     )  # fmt: skip
     launch(
-        leader_kernel, cdiv(padded, rows), x, x, packed.ids, lists.counts, slot, smallest, source, found, places, padded,
-        k, d, x.stride(0), CAPACITY=capacity, ROWS=rows, COLUMNS=columns,
+        leader_kernel, cdiv(padded, rows), x, x, packed.ids, lists.counts, slot, smallest, source, found, places,
+        padded, k, d, x.stride(0), CAPACITY=capacity, ROWS=rows, COLUMNS=columns,
     )  # fmt: skip
     launch(
         redo_kernel, PROGRAMS, x, x, query_norms, y, corpus_norms, packed.ids, found, places, lists.other, lists.counts,

@@ -12,10 +12,10 @@ from ... import _native
 from .._launch import INTERPRETED
 from .exact import exact_search
 from .lists import compact, score, select
-from .pack import SHORT, Packed, Rows, pack, with_norms
+from .pack import Packed, Rows, pack, with_norms
 from .redo import redo
 from .sweep import Lists, Wave, sweep
-from .tiles import Tile, sweep_tile
+from .tiles import SHORT, Tile, sweep_tile
 
 FEW_PAIRS = 1 << 18  # so many are scored faster than filtered
 FEW_ROWS = 512  # of the corpus: several blocks at least

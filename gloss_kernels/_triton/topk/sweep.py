@@ -94,6 +94,29 @@ def offer(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_
                 append(value_ptr, other_ptr, count_ptr, capacity, here, in_column, hit, product * scale, other, 0)
 
 
+@triton.jit
+def dense(product, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, capacity, scale, COLUMN: tl.constexpr,
+          EXCLUDE: tl.constexpr, SLICE: tl.constexpr):  # fmt: skip
+    """Stores the products of a tile, a slice of its columns at a time; -1 where nobody stands."""
+    R: tl.constexpr = product.shape[0]
+    C: tl.constexpr = product.shape[1]
+    if C > SLICE:
+        left, right = tl.split(tl.permute(tl.reshape(product, [R, 2, C // 2]), (0, 2, 1)))
+        dense(left, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, capacity, scale, COLUMN, EXCLUDE, SLICE)
+        dense(right, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, capacity, scale, COLUMN + C // 2, EXCLUDE,
+              SLICE)  # fmt: skip
+    else:
+        row = tl.arange(0, R)
+        column = COLUMN + tl.arange(0, C)
+        other = tl.load(column_ids_ptr + column)
+        meets = product == product
+        if EXCLUDE:
+            meets &= tl.load(row_ids_ptr + row)[:, None] != other[None, :]
+        to = row[:, None] * capacity + column[None, :]
+        tl.store(value_ptr + to, product * scale)
+        tl.store(other_ptr + to, tl.where(meets, other[None, :], -1))
+
+
 @jit(run_time=("row_tiles", "blocks", "begin", "end", "together", "capacity"))
 def sweep_kernel(rows_ptr, columns_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr, threshold_ptr,
                  row_tiles, blocks, begin, end, together, capacity, scale,
@@ -131,13 +154,9 @@ def sweep_kernel(rows_ptr, columns_ptr, row_ids_ptr, column_ids_ptr, value_ptr, 
 
     if DENSE:
         # Nobody stands for padding, for the row itself, and for what is not finite (its products are NaN).
-        other = tl.load(column_ids_ptr + column)
-        meets = product == product
-        if EXCLUDE:
-            meets &= tl.load(row_ids_ptr + row)[:, None] != other[None, :]
-        to = row.to(tl.int64)[:, None] * capacity + (slot * BLOCK + tl.arange(0, BLOCK))[None, :]
-        tl.store(value_ptr + to, product * scale)
-        tl.store(other_ptr + to, tl.where(meets, other[None, :], -1))
+        lists = row_tile.to(tl.int64) * ROWS * capacity + slot * BLOCK
+        dense(product, row_ids_ptr + row_tile * ROWS, column_ids_ptr + column_block * BLOCK, value_ptr + lists,
+              other_ptr + lists, capacity, scale, 0, EXCLUDE, SLICE)  # fmt: skip
     else:
         row_bound = tl.load(threshold_ptr + row) / scale
         hit = product >= row_bound[:, None]

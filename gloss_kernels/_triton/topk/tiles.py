@@ -8,6 +8,8 @@ import torch
 
 from .._launch import INTERPRETED
 
+SHORT = 64  # columns: rows as short stay in float32, and are multiplied as three products of TF32 parts
+
 
 class Tile(NamedTuple):
     """rows x block products a program, step columns of d at a time; block: positions of a block of rows as well.
@@ -28,24 +30,26 @@ class Tile(NamedTuple):
 TABLE: dict[tuple[int, str, str], Tile] = {
     (0, "half", "any"): Tile(128, 128, 64, 8, 3, 16),
     (0, "float", "any"): Tile(64, 64, 32, 4, 2, 16),
-    (9, "half", "any"): Tile(128, 256, 64, 8, 4, 32),
-    (10, "half", "any"): Tile(128, 256, 64, 8, 4, 32),
+    (9, "half", "any"): Tile(128, 256, 64, 8, 4, 16),
+    (10, "half", "any"): Tile(128, 256, 64, 8, 4, 16),
 }
 
 
 def tile_class(d: int, n: int) -> tuple[str, str]:
     """half: rows packed in 16 bit; float: short rows, packed in 32."""
-    from .pack import SHORT
-
     return "half" if d > SHORT else "float", "small" if n < 1 << 14 else "large"
 
 
-def sweep_tile(device: torch.device, d: int, n: int) -> Tile:
+def tile_for(major: int, d: int, n: int) -> Tile:
+    """Of GPUs of compute capability ``major``.*, for n rows of d columns."""
     kind, size = tile_class(d, n)
-    if INTERPRETED:
-        return Tile(256, 256, 64, 4, 1, 128)
-    major = torch.cuda.get_device_capability(device)[0]
     for key in ((major, kind, size), (major, kind, "any"), (0, kind, size)):
         if key in TABLE:
             return TABLE[key]
     return TABLE[0, kind, "any"]
+
+
+def sweep_tile(device: torch.device, d: int, n: int) -> Tile:
+    if INTERPRETED:
+        return Tile(256, 256, 64, 4, 1, 128)
+    return tile_for(torch.cuda.get_device_capability(device)[0], d, n)

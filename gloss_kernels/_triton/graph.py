@@ -1,0 +1,240 @@
+"""Stage graph in Triton: the symmetrised structure, the weights of its entries, the normalisations, and their gradients.
+
+Sums run over the entries of a row, in order: no atomics, the same bits for the same input.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import _native
+from ._launch import INTERPRETED, cdiv, jit, launch
+
+ENTRIES = 1 << 14 if INTERPRETED else 1024  # entries of a program that takes them one by one
+ROWS = 256 if INTERPRETED else 32  # rows of one that sums along them
+EDGES = 4  # of a row at a time
+
+
+# ------------------------------------------------------------------------------------------- structure
+def knn_structure(indices: Tensor, symmetrize: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, k = indices.shape
+    _check_indices(indices)
+    capacity = _native.structure_capacity(n, k, symmetrize)
+    source = torch.arange(n, device=indices.device).repeat_interleave(k)
+    target, edge = indices.flatten(), torch.arange(n * k, device=indices.device)
+    key = source * n + target
+    if symmetrize is None:
+        key, forward = key.sort()
+        return torch.arange(n + 1, device=key.device) * k, key % n, forward, torch.full_like(key, -1)
+    # Every directed edge once as it is and once turned round; an entry of the result is one key, or two equal ones.
+    key, order = torch.cat([key, target * n + source]).sort(stable=True)
+    first = torch.ones_like(key, dtype=torch.bool)
+    first[1:] = key[1:] != key[:-1]
+    last = torch.ones_like(first)
+    last[:-1] = first[1:]
+    keep = first if symmetrize != "mutual" else first & ~last  # mutual: a pair begins here
+    place = torch.where(keep, keep.cumsum(0) - 1, capacity)
+    crow = torch.zeros(n + 1, dtype=torch.int64, device=key.device)
+    crow[1:] = torch.zeros_like(crow[1:]).scatter_add_(0, key // max(n, 1), keep.long()).cumsum(0)
+    col, forward, reverse = (torch.full((capacity + 1,), fill, device=key.device) for fill in (0, -1, -1))
+    col[place] = key % max(n, 1)
+    # The sort is stable: of two equal keys the edge as it is comes first.
+    turned = order >= len(edge)
+    forward[torch.where(turned, capacity, place)] = order
+    pair = torch.where(first, place, torch.cat([place[:1], place[:-1]]))
+    reverse[torch.where(turned, pair, capacity)] = order - len(edge)
+    return crow, col[:capacity], forward[:capacity], reverse[:capacity]
+
+
+def _check_indices(indices: Tensor) -> None:
+    """Raises where the indices are no neighbours, of tensors on the CPU: on a GPU that would wait for it."""
+    if indices.device.type != "cpu" or not indices.numel():
+        return
+    n = len(indices)
+    ordered = indices.sort(dim=1).values
+    own = torch.arange(n)[:, None]
+    outside, itself = (indices < 0) | (indices >= n), indices == own
+    twice = torch.zeros_like(outside)
+    twice[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    bad = (outside | itself | twice).any(dim=1)
+    if not bool(bad.any()):
+        return
+    i = int(bad.nonzero()[0])
+    if bool(outside[i].any()):
+        node = int(indices[i][outside[i]][0])
+        raise ValueError(f"indices: row {i} names node {node}, outside 0..{n - 1}")
+    raise ValueError(f"indices: row {i} names " + ("itself" if bool(itself[i].any()) else "a node twice"))
+
+
+# --------------------------------------------------------------------------------------------- weights
+@triton.jit
+def share(mine, other, MODE: tl.constexpr):
+    """Of an entry's gradient that a weight takes. MODE: 0 directed, 1 sum, 2 union (maximum), 3 mutual (minimum)."""
+    if MODE <= 1:
+        part = mine * 0 + 1
+    else:
+        wins = (mine > other) if MODE == 2 else (mine < other)
+        part = tl.where(mine == other, mine * 0 + 0.5, tl.where(wins, mine * 0 + 1, mine * 0))
+    return part
+
+
+@jit(run_time=("nnz",))
+def combine_kernel(forward_ptr, reverse_ptr, weights_ptr, values_ptr, nnz, MODE: tl.constexpr, ENTRIES: tl.constexpr):
+    entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
+    inside = entry < nnz
+    forward, reverse = tl.load(forward_ptr + entry, inside, -1), tl.load(reverse_ptr + entry, inside, -1)
+    a = tl.load(weights_ptr + forward, forward >= 0, 0.0)
+    b = tl.load(weights_ptr + reverse, reverse >= 0, 0.0)
+    if MODE == 0:
+        value = a
+    elif MODE == 1:
+        value = a + b
+    elif MODE == 2:
+        value = tl.maximum(a, b)
+    else:
+        value = tl.minimum(a, b)
+    tl.store(values_ptr + entry, value, inside)
+
+
+@jit(run_time=("nnz",))
+def combine_backward_kernel(mine_ptr, other_ptr, weights_ptr, grad_values_ptr, grad_weights_ptr, nnz, ADD: tl.constexpr,
+                            MODE: tl.constexpr, ENTRIES: tl.constexpr):  # fmt: skip
+    """The share of the weights at ``mine``: each is written by one entry a pass."""
+    entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
+    mine = tl.load(mine_ptr + entry, entry < nnz, -1)
+    other = tl.load(other_ptr + entry, entry < nnz, -1)
+    use = mine >= 0
+    part = share(tl.load(weights_ptr + mine, use, 0.0), tl.load(weights_ptr + other, other >= 0, 0.0), MODE)
+    grad = part * tl.load(grad_values_ptr + entry, use, 0.0)
+    if ADD:
+        grad += tl.load(grad_weights_ptr + mine, use, 0.0)
+    tl.store(grad_weights_ptr + mine, grad, use)
+
+
+def combine_edges(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str | None) -> Tensor:
+    weights, nnz = weights.contiguous(), len(forward)
+    values = weights.new_empty(nnz)
+    mode = _native.SYMMETRIZE[symmetrize]
+    launch(
+        combine_kernel, cdiv(nnz, ENTRIES), weights, forward, reverse, weights, values, nnz, MODE=mode, ENTRIES=ENTRIES
+    )
+    return values
+
+
+def combine_edges_backward(
+    grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str | None
+) -> Tensor:
+    weights, grad_values, nnz = weights.contiguous(), grad_values.contiguous(), len(forward)
+    grad_weights, mode = torch.zeros_like(weights), _native.SYMMETRIZE[symmetrize]
+    for mine, other, add in ((forward, reverse, False), (reverse, forward, True)):
+        if add and symmetrize is None:
+            continue
+        launch(
+            combine_backward_kernel, cdiv(nnz, ENTRIES), weights, mine, other, weights, grad_values, grad_weights, nnz,
+            ADD=add, MODE=mode, ENTRIES=ENTRIES,
+        )  # fmt: skip
+    return grad_weights
+
+
+# ------------------------------------------------------------------------------------- normalisations
+@jit(run_time=("n",))
+def row_sums_kernel(crow_ptr, col_ptr, a_ptr, b_ptr, x_ptr, sums_ptr, n, WITH_B: tl.constexpr, WITH_X: tl.constexpr,
+                    ROWS: tl.constexpr, EDGES: tl.constexpr):  # fmt: skip
+    """sums_i = sum of a_e [b_e] [x_j] over the entries e = (i, j) of row i, in float64."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    begin = tl.load(crow_ptr + row, row < n, 0)
+    count = tl.load(crow_ptr + row + 1, row < n, 0) - begin
+    total = tl.zeros([ROWS], tl.float64)
+    for first in range(0, tl.max(count), EDGES):
+        edge = first + tl.arange(0, EDGES)
+        use = edge[None, :] < count[:, None]
+        entry = begin[:, None] + edge[None, :]
+        term = tl.load(a_ptr + entry, use, 0.0).to(tl.float64)
+        if WITH_B:
+            term *= tl.load(b_ptr + entry, use, 0.0).to(tl.float64)
+        if WITH_X:
+            term *= tl.load(x_ptr + tl.load(col_ptr + entry, use, 0), use, 0.0)
+        total += tl.sum(term, 1)
+    tl.store(sums_ptr + row, total, row < n)
+
+
+@jit(run_time=("n",))
+def scale_kernel(crow_ptr, col_ptr, values_ptr, s_ptr, r_ptr, dt_ptr, dd_ptr, out_ptr, n, BACKWARD: tl.constexpr,
+                 ROWS: tl.constexpr, EDGES: tl.constexpr):  # fmt: skip
+    """out_e = values_e s_i s_j; BACKWARD: + (dt_i r_j + dt_j r_i + dd_i + dd_j) / 2."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    begin = tl.load(crow_ptr + row, row < n, 0)
+    count = tl.load(crow_ptr + row + 1, row < n, 0) - begin
+    s = tl.load(s_ptr + row, row < n, 0.0)
+    if BACKWARD:
+        r, dt = tl.load(r_ptr + row, row < n, 0.0), tl.load(dt_ptr + row, row < n, 0.0)
+        dd = tl.load(dd_ptr + row, row < n, 0.0)
+    for first in range(0, tl.max(count), EDGES):
+        edge = first + tl.arange(0, EDGES)
+        use = edge[None, :] < count[:, None]
+        entry = begin[:, None] + edge[None, :]
+        other = tl.load(col_ptr + entry, use, 0)
+        value = tl.load(values_ptr + entry, use, 0.0).to(tl.float64) * s[:, None] * tl.load(s_ptr + other, use, 0.0)
+        if BACKWARD:
+            value += 0.5 * (
+                dt[:, None] * tl.load(r_ptr + other, use, 0.0) + tl.load(dt_ptr + other, use, 0.0) * r[:, None]
+            )
+            value += 0.5 * (dd[:, None] + tl.load(dd_ptr + other, use, 0.0))
+        tl.store(out_ptr + entry, value.to(out_ptr.dtype.element_ty), use)
+
+
+def row_sums(crow: Tensor, col: Tensor, a: Tensor, b: Tensor | None = None, x: Tensor | None = None) -> Tensor:
+    n = len(crow) - 1
+    sums = a.new_empty(n, dtype=torch.float64)
+    launch(
+        row_sums_kernel, cdiv(n, ROWS), a, crow, col, a, a if b is None else b, sums if x is None else x, sums, n,
+        WITH_B=b is not None, WITH_X=x is not None, ROWS=ROWS, EDGES=EDGES,
+    )  # fmt: skip
+    return sums
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """x ** exponent, 0 for 0: a node without weight."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** exponent, 0.0)
+
+
+def scales(crow: Tensor, col: Tensor, values: Tensor, normalization: str) -> tuple[Tensor, Tensor]:
+    """With d = A 1: r = d^-1/2 and s; "symmetric": s = r, "paper": s = 1 / (A r). float64 [n]"""
+    r = power(row_sums(crow, col, values), -0.5)
+    return r, power(row_sums(crow, col, values, x=r), -1.0) if normalization == "paper" else r
+
+
+def scaled(crow: Tensor, col: Tensor, values: Tensor, s: Tensor, *of_backward: Tensor) -> Tensor:
+    out, n = torch.empty_like(values), len(crow) - 1
+    launch(
+        scale_kernel, cdiv(n, ROWS), values, crow, col, values, s, *(of_backward or (s, s, s)), out, n,
+        BACKWARD=bool(of_backward), ROWS=ROWS, EDGES=EDGES,
+    )  # fmt: skip
+    return out
+
+
+def normalize_edges(crow: Tensor, col: Tensor, values: Tensor, normalization: str) -> Tensor:
+    values = values.contiguous()
+    if normalization == "row":
+        return values.clone()
+    return scaled(crow, col, values, scales(crow, col, values, normalization)[1])
+
+
+def normalize_edges_backward(
+    grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normalization: str
+) -> Tensor:
+    """The formulas are derived in csrc/graph/edges.cpp."""
+    values, grad = values.contiguous(), grad_normalized.contiguous()
+    if normalization == "row":
+        return grad.clone()
+    r, s = scales(crow, col, values, normalization)
+    h = 2 * row_sums(crow, col, grad, values, s)
+    dt = torch.zeros_like(h)
+    dr = h
+    if normalization == "paper":
+        dt = -h * s * s
+        dr = row_sums(crow, col, values, x=dt)
+    return scaled(crow, col, grad, s, r, dt, -0.5 * r**3 * dr)
