@@ -11,6 +11,7 @@ from ._native import progress, topk_statistics
 from .corpus import CorpusGLoss
 from .graph import SimilarityGraph, similarity_graph
 from .loss import GLoss, g_loss
+from .neighbors import NeighborIndex
 from .propagate import Propagation, propagate_labels
 from .topk import TopK, cosine_topk
 
@@ -20,6 +21,7 @@ __all__ = [
     "BackendStatus",
     "CorpusGLoss",
     "GLoss",
+    "NeighborIndex",
     "Propagation",
     "SimilarityGraph",
     "TopK",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _validate
+from ..neighbors import NeighborIndex
 from ..topk import TopK, cosine_topk
 from .bank import CHUNK, Bank
 
@@ -22,7 +22,7 @@ class BankIndex:
         self.drop()
 
     def drop(self) -> None:
-        self._index: Any = None
+        self._index: NeighborIndex | None = None
         self._documents: Tensor | None = None  # ids of the rows in the index; None: all
         self._steps = self._rows = 0
 
@@ -36,6 +36,7 @@ class BankIndex:
         due = self._rows >= len(bank) if self.every is None else self._steps >= self.every
         if self._index is None or due:
             self._build(bank)
+        assert self._index is not None
         device, queries = queries.device, queries.to(bank.rows.device)
         skipped, more = bank.skipped(left_out, k)
         size = len(bank) if self._documents is None else len(self._documents)
@@ -54,6 +55,7 @@ class BankIndex:
     def graph(self, bank: Bank, documents: Tensor, k: int, backend: str) -> TopK:
         """Of the rows of these documents (all that have one) the k others nearest to each, positions in documents."""
         self._build(bank)
+        assert self._index is not None
         rows, found = bank.rows[documents], []
         for start in range(0, len(rows), CHUNK):
             queries = rows[start : start + CHUNK]
@@ -74,18 +76,11 @@ class BankIndex:
         return TopK(torch.cat(values), indices)
 
     def _build(self, bank: Bank) -> None:
-        try:
-            neighbors: Any = importlib.import_module("gloss_kernels.neighbors")  # only where it is asked for
-            build = neighbors.NeighborIndex.build
-        except (ImportError, AttributeError) as error:
-            raise NotImplementedError(
-                "index: NeighborIndex is not in this version; index=None searches exactly"
-            ) from error
         self.drop()
         if bank.num_filled < len(bank):
             self._documents = bank.filled.nonzero().squeeze(1)
         rows = bank.rows if self._documents is None else bank.rows[self._documents]
-        self._index = build(rows if rows.dtype == torch.float64 else rows.float(), **self.options)
+        self._index = NeighborIndex.build(rows if rows.dtype == torch.float64 else rows.float(), **self.options)
 
 
 def _first(wanted: Tensor, k: int) -> Tensor:

@@ -1,0 +1,123 @@
+"""The file of an index: magic, header length, header (JSON), rows part by part, the bytes of FAISS."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .index import NeighborIndex
+from .rows import Rows, matrix
+from .structures import KINDS, Structure
+
+MAGIC = b"GLOSSNBR"
+VERSION = 1
+START = struct.Struct("<8sIIQ")  # magic, version, CRC-32 of the header, its length
+DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
+
+
+def write(index: NeighborIndex, path: str | os.PathLike[str], *, vectors: bool) -> None:
+    target = Path(path)
+    beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    codes = _codes(index)
+    header = {
+        "kind": index.kind,
+        "dim": index.dim,
+        "count": len(index),
+        "vectors": vectors,
+        "parts": [[len(part), str(part.dtype).removeprefix("torch.")] for part in index._rows.parts],
+        "rows_crc": _rows_crc(index),
+        "codes_bytes": len(codes),
+        "codes_crc": zlib.crc32(codes),
+        "effort": {} if index._structure is None else index._structure.effort,
+        "facts": index._facts,
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-(START.size + len(text)) % 64)  # the rows start at a multiple of 64 bytes
+    try:
+        with open(beside, "wb") as file:
+            file.write(START.pack(MAGIC, VERSION, zlib.crc32(text), len(text)) + text)
+            if vectors:
+                for _, piece in index._rows.raw():
+                    file.write(piece)
+            file.write(codes)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
+    name = os.fspath(path)
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        header, offset = _header(name, file.read(START.size), file)
+    parts = [(int(count), DTYPES[dtype]) for count, dtype in header["parts"]]
+    dim = int(header["dim"])
+    bytes_of = [count * dim * dtype.itemsize if header["vectors"] else 0 for count, dtype in parts]
+    if size != offset + sum(bytes_of) + header["codes_bytes"]:
+        raise ValueError(f"path: {name!r} has {size} bytes, its header speaks of another size: it is cut or damaged")
+    rows = Rows(dim)
+    if header["vectors"]:
+        if embeddings is not None:
+            raise ValueError(f"embeddings: not wanted, {name!r} holds its rows")
+        for (count, dtype), length in zip(parts, bytes_of, strict=True):
+            raw = np.memmap(path, np.uint8, "c", offset, (length,))  # "c": torch warns of arrays it must not write
+            rows.append(torch.from_numpy(raw).view(dtype).view(count, dim), copy=False)
+            offset += length
+        if rows.crc() != header["rows_crc"]:
+            raise ValueError(f"path: {name!r} is damaged: the checksum of its rows is wrong")
+    else:
+        if embeddings is None:
+            raise ValueError(f"embeddings: missing, {name!r} was saved with vectors=False")
+        x, mapped = matrix("embeddings", embeddings, dim)
+        rows.append(x, copy=not mapped)
+        if rows.crc() != header["rows_crc"]:
+            raise ValueError(f"embeddings: are not the rows that {name!r} was built from")
+    structure = None
+    if header["codes_bytes"]:
+        codes = np.fromfile(path, np.uint8, header["codes_bytes"], offset=offset)
+        if zlib.crc32(codes.data) != header["codes_crc"]:
+            raise ValueError(f"path: {name!r} is damaged: the checksum of its structure is wrong")
+        structure = Structure.from_bytes(header["kind"], codes, dim, header["effort"])
+    index = NeighborIndex(header["kind"], rows, structure, header["facts"])
+    index._crc = header["rows_crc"]
+    return index
+
+
+def fingerprint(index: NeighborIndex) -> str:
+    effort = "" if index._structure is None else str(sorted(index._structure.effort.items()))
+    return f"{index.kind} {index.dim} {_rows_crc(index):08x} {zlib.crc32(_codes(index)):08x} {effort}"
+
+
+def _header(name: str, start: bytes, file: Any) -> tuple[dict[str, Any], int]:
+    """The checked header, and where the rows start."""
+    if len(start) < START.size or not start.startswith(MAGIC):
+        raise ValueError(f"path: {name!r} is not an index saved by NeighborIndex.save")
+    _, version, crc, length = START.unpack(start)
+    if version != VERSION:
+        raise ValueError(f"path: {name!r} has format {version}, this version of gloss_kernels reads {VERSION}")
+    text = file.read(min(length, 1 << 24))
+    if len(text) != length or zlib.crc32(text) != crc:
+        raise ValueError(f"path: {name!r} is cut or damaged: its header is not whole")
+    header = json.loads(text)
+    if header["kind"] not in KINDS:
+        raise ValueError(f"path: {name!r} holds the kind {header['kind']!r}, wants one of {', '.join(KINDS)}")
+    return header, START.size + length
+
+
+def _rows_crc(index: NeighborIndex) -> int:
+    if index._crc is None:
+        index._crc = index._rows.crc()
+    return index._crc
+
+
+def _codes(index: NeighborIndex) -> memoryview | bytes:
+    return b"" if index._structure is None else index._structure.to_bytes()

@@ -1,0 +1,115 @@
+"""The neighbours of every row of an index, in blocks that a killed run does not lose."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gloss_kernels import _native
+from gloss_kernels.topk import TopK, cosine_topk
+
+if TYPE_CHECKING:
+    from .index import NeighborIndex, Report
+
+BLOCK = 8192  # rows; the results of one are written at once
+EXACT_BLOCK = 65_536  # exact search wants many queries at a time
+STATE, VALUES, INDICES = "state.json", "values.npy", "indices.npy"
+
+
+def run(index: NeighborIndex, k: int, report: Report | None, checkpoint: str | os.PathLike[str] | None) -> TopK:
+    exact, n = index.kind == "exact", len(index)
+    parts = index._rows.parts
+    if exact and len(parts) == 1 and (checkpoint is None or n <= EXACT_BLOCK):
+        if report is None:
+            return _whole(parts[0], k)
+        with _native.progress(report):
+            return _whole(parts[0], k)
+    device = index._rows.device
+    blocks = Blocks(n, k, None if checkpoint is None else Path(checkpoint), index)
+    if report is not None and blocks.done:
+        report(blocks.done / n)
+    for start, queries in index._rows.blocks(blocks.done, EXACT_BLOCK if exact else BLOCK):
+        blocks.put(start, index._find_others(start, queries, k))
+        if report is not None:
+            report(blocks.done / n)
+    return TopK(*(x.to(device) for x in blocks.result()))
+
+
+def _whole(x: Tensor, k: int) -> TopK:
+    values, indices = cosine_topk(x, k=k)
+    return TopK(values.float(), indices)
+
+
+class Blocks:
+    """values and indices [n, k], in memory or in a folder: two .npy files, and state.json with the rows that are done.
+
+    The numbers are flushed before the state names them, and the state is replaced by a rename: after a kill at any
+    moment the state is true.
+    """
+
+    def __init__(self, n: int, k: int, folder: Path | None, index: NeighborIndex) -> None:
+        self.n, self.folder, self.done = n, folder, 0
+        if folder is None:
+            self.values: Any = np.empty((n, k), np.float32)
+            self.indices: Any = np.empty((n, k), np.int64)
+            return
+        self.identity = {"format": "gloss_kernels knn", "n": n, "k": k, "index": index.fingerprint()}
+        if (folder / STATE).exists():
+            self._open(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            make = np.lib.format.open_memmap
+            self.values = make(folder / VALUES, "w+", np.dtype(np.float32), (n, k))
+            self.indices = make(folder / INDICES, "w+", np.dtype(np.int64), (n, k))
+            self._write_state()
+
+    def _open(self, folder: Path) -> None:
+        try:
+            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            done = state.pop("done")
+            if type(done) is not int or not 0 <= done <= self.n:
+                raise ValueError
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            raise ValueError(f"checkpoint: {str(folder / STATE)!r} is not a state written by knn") from None
+        for name, mine in self.identity.items():
+            if state.get(name) != mine:
+                raise ValueError(
+                    f"checkpoint: {str(folder)!r} holds another search: {name} {state.get(name)!r}, wants {mine!r}"
+                )
+        shape = (self.n, self.identity["k"])
+        for name, dtype in ((VALUES, np.float32), (INDICES, np.int64)):
+            try:
+                array = np.lib.format.open_memmap(folder / name, "r+")
+                if array.shape != shape or array.dtype != dtype:
+                    raise ValueError
+            except (OSError, ValueError, EOFError):
+                raise ValueError(f"checkpoint: {str(folder / name)!r} is missing or damaged") from None
+            setattr(self, name.removesuffix(".npy"), array)
+        self.done = done
+
+    def put(self, start: int, found: TopK) -> None:
+        stop = start + len(found.values)
+        self.values[start:stop] = found.values.cpu().numpy()
+        self.indices[start:stop] = found.indices.cpu().numpy()
+        self.done = stop
+        if self.folder is not None:
+            self.values.flush()
+            self.indices.flush()
+            self._write_state()
+
+    def _write_state(self) -> None:
+        assert self.folder is not None
+        beside = self.folder / (STATE + ".tmp")
+        beside.write_text(json.dumps({**self.identity, "done": self.done}) + "\n", encoding="utf-8")
+        os.replace(beside, self.folder / STATE)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        if self.folder is None:
+            return torch.from_numpy(self.values), torch.from_numpy(self.indices)
+        return torch.from_numpy(np.array(self.values)), torch.from_numpy(np.array(self.indices))

@@ -1,0 +1,56 @@
+"""Which kind "auto" takes: by rows, device, memory and what is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+# Two cores with AVX512-BF16, d = 384, the k = 15 graph (bench/bench_neighbors.py): exact search grows with n^2, HNSW
+# with little more than n; past this many rows HNSW at a recall of 0.95 is faster. d changes both alike.
+EXACT_ROWS = 250_000
+EXACT_ROWS_CUDA = 2_000_000
+
+
+def memory(kind: str, n: int, dim: int, links: int = 16) -> int:
+    """Bytes of the FAISS structure, beside the stored rows: the figures of NeighborIndex's docstring."""
+    codes = {
+        "exact": 2 * dim,  # 16-bit rows, during a search only
+        "flat": 4 * dim,
+        "ivf_flat": 2 * dim + 8,
+        "ivf_pq": dim // 4 + 9,
+        "hnsw": 2 * dim + 8 * links + 32,
+        "nn_descent": 12 * dim + 32 * 60,  # float32, a copy of it while it is built, and the pools of candidates
+    }
+    return n * codes[kind]
+
+
+def available_memory() -> int | None:
+    """Bytes that a new allocation can have, None where the system does not tell."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached()
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _cached() -> int:
+    """File pages that Linux gives back on demand; free pages alone are few on a machine that has read a large file."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        numbers = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
+    return max(numbers["MemAvailable"] - numbers["MemFree"], 0)
+
+
+def choose(n: int, dim: int, device: torch.device, limit: int | None) -> tuple[str, str]:
+    """The kind and the reason for it."""
+    size = f"{n:,} x {dim} rows on {device.type}"
+    most = EXACT_ROWS_CUDA if device.type == "cuda" else EXACT_ROWS
+    if n <= most:
+        return "exact", f"{size}: up to {most:,} rows exact search is the fastest way to a graph"
+    if importlib.util.find_spec("faiss") is None:
+        return "exact", f"{size}: an approximate kind would be faster, but faiss is not installed"
+    limit = limit if limit is not None else available_memory()
+    for kind in ("hnsw", "ivf_flat"):
+        if limit is None or memory(kind, n, dim) <= 0.7 * limit:
+            return kind, f"{size}: above {most:,} rows {kind} is faster than exact search, and fits in memory"
+    return "ivf_pq", f"{size}: 16-bit rows do not fit in {limit or 0:,} bytes of memory, 4-bit codes take the least"

@@ -1,0 +1,182 @@
+"""The FAISS side of an index: which structure a kind is, how it is filled, and what makes its search more careful."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .rows import Rows
+
+KINDS = ("exact", "flat", "ivf_flat", "ivf_pq", "hnsw", "nn_descent")
+TRAIN_ROWS_PER_LIST = 64  # of k-means; FAISS takes up to 256
+GPU_KINDS = ("flat", "ivf_flat")
+
+
+def load_faiss() -> Any:
+    try:
+        import faiss
+    except ImportError:
+        raise ImportError(
+            "faiss is missing: pip install 'gloss-kernels[faiss-cpu]' (or faiss-gpu); kind='exact' needs none"
+        ) from None
+    return faiss
+
+
+@contextlib.contextmanager
+def threads(faiss: Any) -> Iterator[None]:
+    """FAISS on as many threads as torch: both may bring an OpenMP of their own, each with a pool of all cores."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+class Structure:
+    """A FAISS index of one kind over unit rows. Cosines are inner products; its own values are never given out."""
+
+    def __init__(self, kind: str, index: Any, dim: int, device: torch.device | None = None) -> None:
+        self.faiss = load_faiss()
+        self.kind, self.dim, self.index, self.device = kind, dim, index, device
+        self.effort: dict[str, int] = {}
+
+    @classmethod
+    def build(
+        cls, kind: str, rows: Rows, options: dict[str, int], seed: int, report: Callable[[float], object] | None
+    ) -> Structure:
+        faiss = load_faiss()
+        width = rows.dim + rows.dim % 2 if kind == "ivf_pq" else rows.dim  # codes are of two dimensions each
+        structure = cls(kind, _new(faiss, kind, width, options), rows.dim, _gpu(faiss, kind, rows.device))
+        structure._to_gpu()
+        with threads(faiss):
+            if structure.index is not None and not structure.index.is_trained:
+                structure.index.train(structure.numbers(_sample(rows, options, seed)))
+            structure.add(rows, 0, report)
+        structure.set_effort(structure.efforts()[0])
+        return structure
+
+    def add(self, rows: Rows, start: int, report: Callable[[float], object] | None = None) -> None:
+        """Rows from ``start`` on, in blocks; nn_descent takes all at once, since it cannot grow."""
+        with threads(self.faiss):
+            if self.kind == "nn_descent":
+                self._nn_descent(rows)
+                return
+            for begin, block in rows.blocks(start):
+                self.index.add(self.numbers(block))
+                if report is not None:
+                    report((begin + len(block)) / len(rows))
+
+    def _nn_descent(self, rows: Rows) -> None:
+        if not hasattr(self.faiss, "IndexNNDescentFlat"):
+            raise ImportError("kind: 'nn_descent' is not in this build of faiss; use 'hnsw'")
+        if len(rows) < 256:
+            raise ValueError(f"kind: 'nn_descent' wants at least 256 rows, got {len(rows)}; use 'exact'")
+        whole = np.concatenate([self.numbers(block) for _, block in rows.blocks()])
+        self.index = self.faiss.IndexNNDescentFlat(self.dim, 32, self.faiss.METRIC_INNER_PRODUCT)
+        self.index.add(whole)
+
+    def candidates(self, queries: Tensor, k: int) -> Tensor:
+        """int64 [m, c], c >= k: ids that are probably near the unit rows ``queries``; -1 where too few were found."""
+        c = k * self.effort.get("candidates", 1)
+        if "efSearch" in self.effort:
+            self.index.hnsw.efSearch = max(self.effort["efSearch"], c)
+        if "search_L" in self.effort:
+            self.index.nndescent.search_L = max(self.effort["search_L"], c)
+        with threads(self.faiss):
+            _, ids = self.index.search(self.numbers(queries), min(c, self.index.ntotal))
+        return torch.as_tensor(ids, device=queries.device)
+
+    def efforts(self) -> list[dict[str, int]]:
+        """From the least care to the most; the last one of the ivf kinds reads every list."""
+        if self.kind in ("ivf_flat", "ivf_pq"):
+            lists = self.index.nlist
+            probes = [p for p in (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024) if p < lists] + [lists]
+            if self.kind == "ivf_flat":
+                return [{"nprobe": p} for p in probes]
+            # candidates re-scored, as a multiple of k: 4-bit codes order the neighbours only roughly
+            return [{"nprobe": p, "candidates": min(max(8, p // 2), 64)} for p in probes]
+        if self.kind == "hnsw":
+            return [{"efSearch": ef} for ef in (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)]
+        if self.kind == "nn_descent":
+            return [{"search_L": length} for length in (32, 64, 128, 256, 512, 1024)]
+        return [{}]
+
+    def set_effort(self, effort: dict[str, int]) -> None:
+        self.effort = dict(effort)
+        if "nprobe" in effort:
+            self.index.nprobe = effort["nprobe"]
+
+    def numbers(self, rows: Tensor) -> Any:
+        """Rows as FAISS takes them: on a GPU tensors, else contiguous float32 numpy rows, padded to its width."""
+        if self.device is not None:
+            return rows.to(self.device).contiguous()
+        if self.index is not None and self.index.d > rows.shape[1]:
+            rows = torch.nn.functional.pad(rows, (0, self.index.d - rows.shape[1]))
+        return rows.contiguous().cpu().numpy()
+
+    def to_bytes(self) -> memoryview:
+        index = self.index if self.device is None else self.faiss.index_gpu_to_cpu(self.index)
+        return memoryview(self.faiss.serialize_index(index))
+
+    @classmethod
+    def from_bytes(cls, kind: str, data: np.ndarray[Any, Any], dim: int, effort: dict[str, int]) -> Structure:
+        structure = cls(kind, load_faiss().deserialize_index(data), dim)
+        structure.set_effort(effort)
+        return structure
+
+    def _to_gpu(self) -> None:
+        if self.device is not None:
+            import faiss.contrib.torch_utils  # noqa: F401 (FAISS then takes CUDA tensors where they are)
+
+            resources = self.faiss.StandardGpuResources()
+            self.index = self.faiss.index_cpu_to_gpu(resources, self.device.index or 0, self.index)
+
+
+def default_options(kind: str, n: int) -> dict[str, int]:
+    """The sizes of a structure for n rows; bench/bench_neighbors.py is where they were measured."""
+    if kind in ("ivf_flat", "ivf_pq"):
+        return {"nlist": max(1, min(int(4 * n**0.5), n // 39))}
+    if kind == "hnsw":
+        return {"links": 16, "ef_construction": 60}
+    return {}
+
+
+def _new(faiss: Any, kind: str, dim: int, options: dict[str, int]) -> Any:
+    ip = faiss.METRIC_INNER_PRODUCT
+    if kind == "nn_descent":  # made when its rows are there
+        return None
+    if kind == "flat":
+        return faiss.IndexFlatIP(dim)
+    half = faiss.ScalarQuantizer.QT_fp16
+    if kind == "hnsw":  # in 16 bit: the recall of float32 to 0.001, half the memory
+        index = faiss.IndexHNSWSQ(dim, half, options["links"], ip)
+        index.hnsw.efConstruction = options["ef_construction"]
+        return index
+    coarse = faiss.IndexFlatIP(dim)
+    if kind == "ivf_flat":
+        index = faiss.IndexIVFScalarQuantizer(coarse, dim, options["nlist"], half, ip)
+        index.by_residual = False
+    else:
+        index = faiss.IndexIVFPQFastScan(coarse, dim, options["nlist"], dim // 2, 4, ip)
+        index.pq.cp.min_points_per_centroid = 1
+    index.own_fields, _ = True, coarse.this.disown()
+    index.cp.niter, index.cp.spherical, index.cp.min_points_per_centroid = 10, True, 1
+    return index
+
+
+def _sample(rows: Rows, options: dict[str, int], seed: int) -> Tensor:
+    """Training rows: a seeded choice; of a small corpus repeated, since FAISS wants 16 for a 4-bit code."""
+    count = min(len(rows), max(TRAIN_ROWS_PER_LIST * options.get("nlist", 1), 1024))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].sort().values
+    return rows.take(order[torch.arange(max(count, 64)) % count])
+
+
+def _gpu(faiss: Any, kind: str, device: torch.device) -> torch.device | None:
+    works = device.type == "cuda" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+    return device if works and kind in GPU_KINDS else None
