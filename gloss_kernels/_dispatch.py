@@ -73,7 +73,7 @@ def dense_backend(backend: str, device: torch.device) -> str | None:
     """The backend whose dense_loss serves for what resolve() returned; None: the dense path is torch operations."""
     if backend == "torch":
         return _best(device)
-    return backend if backend in ("cpu", "cuda") else None
+    return backend if backend in ("cpu", "cuda", "triton") else None
 
 
 def _best(device: torch.device) -> str | None:

@@ -33,6 +33,11 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 torch.manual_seed(0)
 
 
+def is_interpreted(backend: str) -> bool:
+    """Triton in numpy: a thousand times slower, so its cases are smaller."""
+    return backend == "triton" and DEVICE == "cpu"
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

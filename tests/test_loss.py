@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import AUTO_AND_KERNELS, documents, labels_for
+from conftest import AUTO_AND_KERNELS, documents, is_interpreted, labels_for
 from torch import Tensor
 
 from gloss_kernels import GLoss, dense, g_loss, reference
@@ -61,7 +61,9 @@ def test_gradcheck(variant: str, backend: str, n_neighbors: int | None) -> None:
     sigma = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     options = {"n_neighbors": n_neighbors, "tol": 1e-13, **VARIANTS[variant]}
     assert torch.autograd.gradcheck(
-        lambda a, s: g_loss(a, labels, 4, hidden, sigma=s, backend=backend, **options), (x.requires_grad_(), sigma)
+        lambda a, s: g_loss(a, labels, 4, hidden, sigma=s, backend=backend, **options),
+        (x.requires_grad_(), sigma),
+        fast_mode=is_interpreted(backend),
     )
 
 

@@ -4,6 +4,7 @@ With TRITON_INTERPRET=1, set before the import, the kernels run on CPU tensors, 
 """
 
 from ._launch import INTERPRETED
+from .dense import dense_loss
 from .graph import combine_edges, combine_edges_backward, knn_structure, normalize_edges, normalize_edges_backward
 from .propagate import propagate
 from .propagate_backward import propagate_backward
@@ -15,6 +16,7 @@ __all__ = [
     "combine_edges_backward",
     "cosine_topk",
     "cosine_topk_backward",
+    "dense_loss",
     "knn_structure",
     "normalize_edges",
     "normalize_edges_backward",

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ._launch import INTERPRETED, cdiv, jit, launch, power_of_two
 
-ROWS = 512 if INTERPRETED else 16  # rows of a block
-PROGRAMS = 4 if INTERPRETED else 512  # share the blocks out; each adds one number a class to a sum
+ROWS = 128 if INTERPRETED else 16  # rows of a block
+EDGES = 16 if INTERPRETED else 4  # of a row at a time
+PROGRAMS = 2 if INTERPRETED else 512  # share the blocks out; each adds one number a class to a sum
 BATCH = 1 if INTERPRETED else 8  # iterations between two looks of the host
 ROUNDS = 3
 
@@ -60,7 +61,7 @@ def add_up(dots, partials_ptr, ticket_ptr, classes, column, COLUMNS: tl.constexp
 @jit(run_time=("rows", "classes"))
 def multiply_kernel(crow_ptr, col_ptr, weights_ptr, row_ptr, p_ptr, q_ptr, b_ptr, state_ptr, active_ptr, partials_ptr,
                     ticket_ptr, rows, classes, epsilon, RESIDUAL: tl.constexpr, ROWS: tl.constexpr,
-                    COLUMNS: tl.constexpr, PROGRAMS: tl.constexpr):  # fmt: skip
+                    EDGES: tl.constexpr, COLUMNS: tl.constexpr, PROGRAMS: tl.constexpr):  # fmt: skip
     """q = p - W p and p . q, then the step of each class. RESIDUAL: q = b - (p - W p) in float64, and q . q.
 
     state [4, classes]: |b|, |r|^2, step, beta. active: 1 for the classes that go on.
@@ -79,13 +80,15 @@ def multiply_kernel(crow_ptr, col_ptr, weights_ptr, row_ptr, p_ptr, q_ptr, b_ptr
         mask = (at < rows)[:, None] & wanted[None, :]
         p = tl.load(p_ptr + own, mask, 0.0)
         sums = p.to(tl.float64) * 0 if RESIDUAL else p * 0
-        for edge in range(0, tl.max(count)):
-            use = edge < count
-            weight = tl.load(weights_ptr + begin + edge, use, 0.0)
+        for first in range(0, tl.max(count), EDGES):
+            edge = first + tl.arange(0, EDGES)
+            use = edge[None, :] < count[:, None]
+            weight = tl.load(weights_ptr + begin[:, None] + edge[None, :], use, 0.0)
             use &= weight != 0
-            other = tl.load(col_ptr + begin + edge, use, 0)
-            x = tl.load(p_ptr + other[:, None] * classes + column[None, :], use[:, None] & wanted[None, :], 0.0)
-            sums += weight.to(sums.dtype)[:, None] * x.to(sums.dtype)
+            other = tl.load(col_ptr + begin[:, None] + edge[None, :], use, 0)
+            near = other[:, :, None] * classes + column[None, None, :]
+            x = tl.load(p_ptr + near, use[:, :, None] & wanted[None, None, :], 0.0)
+            sums += tl.sum(weight.to(sums.dtype)[:, :, None] * x.to(sums.dtype), 1)
         if RESIDUAL:
             q = tl.load(b_ptr + own, mask, 0.0).to(tl.float64) - p.to(tl.float64) + sums
             dots += tl.sum(q * q, 0)
@@ -178,7 +181,7 @@ def solve(system: System, b: Tensor, start: Tensor | None, tol: float, max_iter:
     def multiply(p: Tensor, out: Tensor, residual: bool) -> None:
         launch(
             multiply_kernel, (programs, tiles), b, *system[:3], system.rows, p, out, b, state, active, *sums, eps,
-            RESIDUAL=residual, **folded,
+            RESIDUAL=residual, EDGES=EDGES, **folded,
         )  # fmt: skip
 
     iterations = 0
@@ -195,33 +198,11 @@ def solve(system: System, b: Tensor, start: Tensor | None, tol: float, max_iter:
                 done += active.any()
                 multiply(p, q, False)
                 launch(
-                    advance_kernel,
-                    (programs, tiles),
-                    b,
-                    system.rows,
-                    p,
-                    q,
-                    e,
-                    r,
-                    state,
-                    active,
-                    *sums,
-                    target,
-                    **folded,
-                )
+                    advance_kernel, (programs, tiles), b, system.rows, p, q, e, r, state, active, *sums, target, **folded
+                )  # fmt: skip
                 launch(
-                    turn_kernel,
-                    (cdiv(rows, ROWS), tiles),
-                    b,
-                    system.rows,
-                    r,
-                    p,
-                    state,
-                    active,
-                    rows,
-                    classes,
-                    **options,
-                )
+                    turn_kernel, (cdiv(rows, ROWS), tiles), b, system.rows, r, p, state, active, rows, classes, **options
+                )  # fmt: skip
             going, so_far = torch.stack([active.any().long(), done]).tolist()
             if not going or iterations + so_far >= max_iter:
                 break

@@ -1,0 +1,373 @@
+"""The dense mini-batch path in Triton: what csrc/dense does, the same formulas in float64, up to 512 documents.
+
+Products of matrices and the Cholesky factor are torch's. The system keeps the size of the batch: a document that is not
+solved for has a row of the identity and 0 on the right, so that no size has to come back from the device; the host waits
+once, for the word that the factorisation succeeded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import _native
+from ._launch import INTERPRETED, cdiv, jit, launch, power_of_two
+
+ROWS, COLUMNS = (128, 128) if INTERPRETED else (4, 64)  # of a tile of an n x n matrix
+
+
+@triton.jit
+def power(x, exponent):
+    """x ** exponent for exponent -0.5, -1 and -1.5; 0 where x is 0."""
+    inverse = tl.where(x > 0, 1 / tl.where(x > 0, x, 1.0), 0.0)
+    root = tl.sqrt(inverse)
+    return root if exponent == -0.5 else inverse if exponent == -1 else inverse * root
+
+
+# ------------------------------------------------------------------------------------------- unit rows
+@jit(run_time=("n",))
+def unit_rows_kernel(x_ptr, unit_ptr, inverse_norm_ptr, n, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rows of length 1 (a zero row stays zero), and 1 / length."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    largest = tl.zeros([ROWS], tl.float64)  # squares of float64 may overflow or vanish
+    for first in range(0, d, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        mask = (row < n)[:, None] & (column < d)[None, :]
+        x = tl.load(x_ptr + row[:, None] * d + column[None, :], mask, 0.0).to(tl.float64)
+        largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
+    factor = 1 / tl.where(largest > 0, largest, 1.0)
+    squares = tl.zeros([ROWS], tl.float64)
+    for first in range(0, d, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        mask = (row < n)[:, None] & (column < d)[None, :]
+        x = tl.load(x_ptr + row[:, None] * d + column[None, :], mask, 0.0).to(tl.float64) * factor[:, None]
+        squares += tl.sum(x * x, 1)
+    norm = largest * tl.sqrt(squares)
+    tiny = norm <= 1e-307
+    scale = tl.where(tiny, 0.0, 1 / tl.where(tiny, 1.0, norm))  # a row with NaN stays NaN
+    for first in range(0, d, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        mask = (row < n)[:, None] & (column < d)[None, :]
+        at = row[:, None] * d + column[None, :]
+        x = tl.load(x_ptr + at, mask, 0.0).to(tl.float64) * scale[:, None]
+        tl.store(unit_ptr + at, x.to(unit_ptr.dtype.element_ty), mask)
+    tl.store(inverse_norm_ptr + row, scale, row < n)
+
+
+@jit(run_time=("n",))
+def project_rows_kernel(unit_ptr, inverse_norm_ptr, grad_unit_ptr, grad_ptr, n, d, ROWS: tl.constexpr,
+                        COLUMNS: tl.constexpr):  # fmt: skip
+    """The gradient of unit rows as that of the rows: what is along the row goes."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    along = tl.zeros([ROWS], tl.float64)
+    for first in range(0, d, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        mask = (row < n)[:, None] & (column < d)[None, :]
+        at = row[:, None] * d + column[None, :]
+        u, g = tl.load(unit_ptr + at, mask, 0.0), tl.load(grad_unit_ptr + at, mask, 0.0)
+        along += tl.sum(u.to(tl.float64) * g.to(tl.float64), 1)
+    scale = tl.load(inverse_norm_ptr + row, row < n, 0.0)
+    for first in range(0, d, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        mask = (row < n)[:, None] & (column < d)[None, :]
+        at = row[:, None] * d + column[None, :]
+        u = tl.load(unit_ptr + at, mask, 0.0).to(tl.float64)
+        g = tl.load(grad_unit_ptr + at, mask, 0.0).to(tl.float64)
+        tl.store(grad_ptr + at, ((g - along[:, None] * u) * scale[:, None]).to(grad_ptr.dtype.element_ty), mask)
+
+
+# ------------------------------------------------------------------------------------------- the graph
+@jit(run_time=("n",))
+def weights_kernel(cosine_ptr, inverse_sigma_ptr, weight_ptr, degree_ptr, n, SMALLEST: tl.constexpr,
+                   ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """W_ij = exp((c_ij - 1) / (sigma_i sigma_j)), 0 on the diagonal and below SMALLEST; d = W 1."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    own = tl.load(inverse_sigma_ptr + row, row < n, 0.0)
+    degree = tl.zeros([ROWS], tl.float64)
+    for first in range(0, n, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        mask = (row < n)[:, None] & (column < n)[None, :]
+        at = row[:, None] * n + column[None, :]
+        distance = tl.load(cosine_ptr + at, mask, 0.0).to(tl.float64) - 1
+        other = tl.load(inverse_sigma_ptr + column, column < n, 0.0)
+        w = tl.exp(tl.where(distance > 0, 0.0, distance) * (own[:, None] * other[None, :]))
+        w = tl.where((row[:, None] == column[None, :]) | (w < SMALLEST) | ~mask, 0.0, w)
+        tl.store(weight_ptr + at, w, mask)
+        degree += tl.sum(w, 1)
+    tl.store(degree_ptr + row, degree, row < n)
+
+
+@jit(run_time=("n",))
+def reach_kernel(weight_ptr, reached_ptr, n, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Marks, in one program, what a path of positive weights joins to a marked document."""
+    changed = 1
+    while changed > 0:
+        changed = 0
+        for block in range(0, n, ROWS):
+            row = block + tl.arange(0, ROWS)
+            before = tl.load(reached_ptr + row, row < n, 0)
+            grown = before
+            for first in range(0, n, COLUMNS):
+                column = first + tl.arange(0, COLUMNS)
+                mask = (row < n)[:, None] & (column < n)[None, :]
+                w = tl.load(weight_ptr + row[:, None] * n + column[None, :], mask, 0.0)
+                near = tl.load(reached_ptr + column, column < n, 0)
+                grown = tl.maximum(grown, tl.max(tl.where(w > 0, near[None, :], 0), 1))
+            tl.store(reached_ptr + row, grown, row < n)
+            changed += tl.sum(grown - before)
+            tl.debug_barrier()
+
+
+@jit(run_time=("n",))
+def system_kernel(weight_ptr, scale_ptr, solved_ptr, root_ptr, system_ptr, n, ROWS: tl.constexpr,
+                  COLUMNS: tl.constexpr):  # fmt: skip
+    """I - r M r between documents that are solved for; r = D^-1/2, or alpha^1/2 for spreading."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    mine = tl.load(scale_ptr + row, row < n, 0.0)
+    mine *= tl.load(solved_ptr + row, row < n, 0).to(tl.float64)
+    mine *= tl.load(root_ptr + row, row < n, 0.0)
+    for first in range(0, n, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        mask = (row < n)[:, None] & (column < n)[None, :]
+        at = row[:, None] * n + column[None, :]
+        other = tl.load(scale_ptr + column, column < n, 0.0)
+        other *= tl.load(solved_ptr + column, column < n, 0).to(tl.float64)
+        other *= tl.load(root_ptr + column, column < n, 0.0)
+        m = mine[:, None] * tl.load(weight_ptr + at, mask, 0.0) * other[None, :]
+        tl.store(system_ptr + at, tl.where(row[:, None] == column[None, :], 1.0, -m), mask)
+
+
+# ------------------------------------------------------------------------------------------- F and the loss
+@jit(run_time=("n", "classes"))
+def score_kernel(solution_ptr, root_ptr, solved_ptr, label_ptr, target_ptr, scored_ptr, class_weight_ptr, share_ptr,
+                 f_ptr, result_ptr, loss_ptr, lack_ptr, right_ptr, n, classes, SMOOTHING: tl.constexpr,
+                 SPREADING: tl.constexpr, PAPER: tl.constexpr, WEIGHTED: tl.constexpr, ALL: tl.constexpr,
+                 ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """F, its rows with sum 1, each row's part of the loss, what the row lacked, and the right-hand side of the adjoint."""
+    every = tl.arange(0, ALL)
+    weight = (tl.load(scored_ptr + every, every < n, 0) != 0).to(tl.float64)
+    if WEIGHTED:
+        weight *= tl.load(class_weight_ptr + tl.load(target_ptr + every, weight > 0, 0), weight > 0, 0.0)
+    total = tl.sum(weight, 0)
+
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    there = row < n
+    mask = there[:, None] & (column < classes)[None, :]
+    at = row[:, None] * classes + column[None, :]
+    solved = tl.load(solved_ptr + row, there, 0) != 0
+    root = tl.load(root_ptr + row, there, 0.0)
+    solution = tl.load(solution_ptr + at, mask, 0.0)
+    prior = 1 / classes.to(tl.float64)
+    if SPREADING:
+        f = tl.where(solved[:, None], solution, 0.0)
+        sum = tl.sum(f, 1)
+        lack = tl.zeros([ROWS], tl.float64)
+        probability = tl.where(sum[:, None] > 0, f / tl.where(sum > 0, sum, 1.0)[:, None], prior)
+    else:
+        label = tl.load(label_ptr + row, there, -1)
+        f = tl.where(solution > 0, root[:, None] * solution, 0.0)
+        f = tl.where(solution == solution, f, solution)  # NaN stays
+        lack = tl.where(solved, 1 - tl.sum(f, 1), 0.0)
+        share = tl.load(share_ptr + column, column < classes, 0.0)
+        f += tl.where(lack > 0, lack, 0.0)[:, None] * share[None, :]
+        known = (label[:, None] == column[None, :]).to(tl.float64)
+        f = tl.where(solved[:, None], f, tl.where((label >= 0)[:, None], known, prior))
+        probability = f
+        sum = tl.full([ROWS], 1.0, tl.float64)
+    tl.store(f_ptr + at, f, mask)
+    tl.store(result_ptr + at, probability.to(result_ptr.dtype.element_ty), mask)
+    tl.store(lack_ptr + row, tl.abs(lack), there)
+
+    scored = tl.load(scored_ptr + row, there, 0) != 0
+    target = tl.load(target_ptr + row, scored, 0)
+    part = scored.to(tl.float64)
+    if WEIGHTED:
+        part *= tl.load(class_weight_ptr + target, scored, 0.0)
+    part = tl.where(total > 0, part / tl.where(total > 0, total, 1.0), 0.0)
+    is_target = target[:, None] == column[None, :]
+    of_target = tl.sum(tl.where(is_target & mask, probability, 0.0), 1)
+    if PAPER:
+        power = tl.where(mask, tl.exp(probability), 0.0)
+        powers = tl.where(there, tl.sum(power, 1), 1.0)
+        loss = tl.log(powers) - of_target
+        grad = part[:, None] * (power / powers[:, None] - is_target.to(tl.float64))
+    else:
+        q = (1 - SMOOTHING) * tl.where(of_target < 0, 0.0, of_target) + SMOOTHING * prior
+        loss = -tl.log(tl.where(part > 0, q, 1.0))
+        slope = -part * (1 - SMOOTHING) / tl.where(part > 0, q, 1.0)
+        grad = tl.where(is_target & mask, slope[:, None], 0.0)
+    tl.store(loss_ptr + row, tl.where(part > 0, part * loss, 0.0), there)
+    if SPREADING:
+        along = tl.sum(tl.where(mask, grad * probability, 0.0), 1)
+        grad = tl.where((sum > 0)[:, None], (grad - along[:, None]) / tl.where(sum > 0, sum, 1.0)[:, None], 0.0)
+    else:
+        grad *= root[:, None]
+    tl.store(right_ptr + at, tl.where(solved[:, None], grad, 0.0), mask)
+
+
+# ------------------------------------------------------------------------------------------- the gradient
+@triton.jit
+def edge_gradient(f_ptr, lam_ptr, row, column, n, classes, SPREADING: tl.constexpr, ROWS: tl.constexpr,
+                  COLUMNS: tl.constexpr):  # fmt: skip
+    """dL/dM_ij + dL/dM_ji; lam is 0 in rows that were not solved for."""
+    total = tl.zeros([ROWS, COLUMNS], tl.float64)
+    for c in range(0, classes):
+        f_i, lam_i = (
+            tl.load(f_ptr + row * classes + c, row < n, 0.0),
+            tl.load(lam_ptr + row * classes + c, row < n, 0.0),
+        )
+        f_j = tl.load(f_ptr + column * classes + c, column < n, 0.0)
+        lam_j = tl.load(lam_ptr + column * classes + c, column < n, 0.0)
+        if SPREADING:
+            total += lam_i[:, None] * f_j[None, :] + lam_j[None, :] * f_i[:, None]
+        else:
+            total += (lam_i[:, None] - lam_j[None, :]) * (f_j[None, :] - f_i[:, None])
+    return total
+
+
+@jit(run_time=("n", "classes"))
+def to_scale_kernel(weight_ptr, f_ptr, lam_ptr, degree_ptr, scale_ptr, to_degree_ptr, to_inner_ptr, n, classes,
+                    SPREADING: tl.constexpr, PAPER: tl.constexpr, ROWS: tl.constexpr,
+                    COLUMNS: tl.constexpr):  # fmt: skip
+    """The gradient of s, as that of d (symmetric) or of W d^-1/2 (paper)."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    total = tl.zeros([ROWS], tl.float64)
+    for first in range(0, n, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        mask = (row < n)[:, None] & (column < n)[None, :]
+        w = tl.load(weight_ptr + row[:, None] * n + column[None, :], mask, 0.0)
+        s = tl.load(scale_ptr + column, column < n, 0.0)
+        edge = edge_gradient(f_ptr, lam_ptr, row, column, n, classes, SPREADING, ROWS, COLUMNS)
+        total += tl.sum(tl.where(w > 0, edge * w * s[None, :], 0.0), 1)
+    if PAPER:
+        s = tl.load(scale_ptr + row, row < n, 0.0)
+        tl.store(to_inner_ptr + row, -total * s * s, row < n)
+    else:
+        degree = tl.load(degree_ptr + row, row < n, 0.0)
+        tl.store(to_degree_ptr + row, -0.5 * total * power(degree, -1.5), row < n)
+
+
+@jit(run_time=("n", "classes"))
+def edges_kernel(cosine_ptr, inverse_sigma_ptr, weight_ptr, f_ptr, lam_ptr, scale_ptr, inner_ptr, to_degree_ptr,
+                 to_inner_ptr, grad_cosine_ptr, grad_sigma_ptr, n, classes, SPREADING: tl.constexpr,
+                 NORMALIZED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """The gradients of the cosines and of 1 / sigma."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    there = row < n
+    own, s_i = tl.load(inverse_sigma_ptr + row, there, 0.0), tl.load(scale_ptr + row, there, 0.0)
+    to_sigma = tl.zeros([ROWS], tl.float64)
+    for first in range(0, n, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        beside = column < n
+        mask = there[:, None] & beside[None, :]
+        at = row[:, None] * n + column[None, :]
+        w = tl.load(weight_ptr + at, mask, 0.0)
+        distance = tl.load(cosine_ptr + at, mask, 1.0).to(tl.float64) - 1
+        other, s_j = tl.load(inverse_sigma_ptr + column, beside, 0.0), tl.load(scale_ptr + column, beside, 0.0)
+        edge = edge_gradient(f_ptr, lam_ptr, row, column, n, classes, SPREADING, ROWS, COLUMNS)
+        edge *= s_i[:, None] * s_j[None, :]
+        if NORMALIZED:
+            inner_i, inner_j = tl.load(inner_ptr + row, there, 0.0), tl.load(inner_ptr + column, beside, 0.0)
+            degree_i, degree_j = tl.load(to_degree_ptr + row, there, 0.0), tl.load(to_degree_ptr + column, beside, 0.0)
+            to_i, to_j = tl.load(to_inner_ptr + row, there, 0.0), tl.load(to_inner_ptr + column, beside, 0.0)
+            edge += degree_i[:, None] + degree_j[None, :] + to_i[:, None] * inner_j[None, :]
+            edge += to_j[None, :] * inner_i[:, None]
+        edge = tl.where(w > 0, edge * w, 0.0)
+        grad = tl.where(distance <= 0, edge * (own[:, None] * other[None, :]), 0.0)
+        tl.store(grad_cosine_ptr + at, grad.to(grad_cosine_ptr.dtype.element_ty), mask)
+        to_sigma += tl.sum(edge * tl.where(distance > 0, 0.0, distance) * other[None, :], 1)
+    tl.store(grad_sigma_ptr + row, to_sigma, there)
+
+
+def dense_loss(
+    embeddings: Tensor,
+    inverse_sigma: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    scored: Tensor,
+    class_weight: Tensor | None,
+    num_classes: int,
+    alpha: float | None,
+    normalization: str,
+    target: str,
+    smoothing: float,
+    want_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from ..dense import _cholesky  # imports the dispatch, which imports this
+
+    (n, d), dtype = embeddings.shape, _native.compute_dtype(embeddings)
+    x, inverse_sigma, labels, targets = (t.contiguous() for t in (embeddings.to(dtype), inverse_sigma, labels, targets))
+    spreading, paper, normalized = alpha is not None, normalization == "paper", normalization != "row"
+    double: dict[str, Any] = {"dtype": torch.float64, "device": x.device}
+
+    def by_rows(kernel: object, *args: object, **meta: object) -> None:
+        launch(kernel, cdiv(n, ROWS), x, *args, ROWS=ROWS, COLUMNS=COLUMNS, **meta)
+
+    wide = {"ROWS": ROWS, "COLUMNS": min(power_of_two(d), 1024 if INTERPRETED else 256)}
+    unit, inverse_norms = torch.empty_like(x), torch.empty(n, **double)
+    launch(unit_rows_kernel, cdiv(n, ROWS), x, x, unit, inverse_norms, n, d, **wide)
+    cosines = unit @ unit.T
+    weights, degree = torch.empty((n, n), **double), torch.empty(n, **double)
+    smallest = 1e-280 if dtype == torch.float64 else 1e-32
+    by_rows(weights_kernel, cosines, inverse_sigma, weights, degree, n, SMALLEST=smallest)
+    inner = torch.where(degree > 0, degree, torch.inf).rsqrt()
+    scale = torch.ones_like(degree) if not normalized else inner
+    if paper:
+        scale = (weights @ inner).reciprocal()
+        scale = scale.masked_fill(scale == torch.inf, 0.0)
+
+    # The documents that are solved for, their system with a unit diagonal, and its right-hand side.
+    labeled = labels >= 0
+    reached = labeled.int()
+    launch(reach_kernel, 1, x, weights, reached, n, ROWS=max(ROWS, 16), COLUMNS=COLUMNS)
+    reachable = reached > 0
+    solved = reachable if spreading else reachable & ~labeled
+    boundary = torch.zeros((n, num_classes + 1), **double).scatter_(1, labels.clamp(min=-1).add(1)[:, None], 1.0)[:, 1:]
+    if alpha is not None:
+        root, right = torch.full_like(degree, alpha**0.5), (1 - alpha) * boundary * solved[:, None]
+    else:
+        total = (weights @ scale) * scale
+        root = torch.where(solved & (total > 0), torch.where(total > 0, total, 1.0).rsqrt(), 0.0)
+        right = (root * scale)[:, None] * (weights @ (scale[:, None] * boundary))
+    system = torch.empty_like(weights)
+    marks = solved.int()
+    by_rows(system_kernel, weights, scale, marks, root, system, n)
+    factor = _cholesky(system)
+    solution = torch.cholesky_solve(right, factor).contiguous()
+
+    f, result = torch.empty_like(solution), torch.empty((n, num_classes), dtype=dtype, device=x.device)
+    parts, lacks, right = torch.empty_like(degree), torch.empty_like(degree), torch.empty_like(solution)
+    share = boundary.sum(dim=0) / labeled.sum().clamp(min=1)
+    classes = power_of_two(num_classes)
+    rows = max(1, min(power_of_two(n), (1 << 16 if INTERPRETED else 1024) // classes))
+    launch(
+        score_kernel, cdiv(n, rows), x, solution, root, marks, labels, targets, scored.int(),
+        degree if class_weight is None else class_weight, share, f, result, parts, lacks, right, n, num_classes,
+        SMOOTHING=smoothing, SPREADING=spreading, PAPER=target == "paper", WEIGHTED=class_weight is not None,
+        ALL=power_of_two(n), ROWS=rows, COLUMNS=classes,
+    )  # fmt: skip
+    loss, lack = parts.sum().to(dtype), lacks.amax()
+    if not want_gradient:
+        return loss, result, reachable, lack, x.new_empty(0), degree.new_empty(0)
+
+    lam = torch.cholesky_solve(right, factor).mul_(alpha if alpha is not None else root[:, None]).contiguous()
+    to_degree, to_inner = torch.zeros_like(degree), torch.zeros_like(degree)
+    if normalized:
+        by_rows(
+            to_scale_kernel, weights, f, lam, degree, scale, to_degree, to_inner, n, num_classes,
+            SPREADING=spreading, PAPER=paper,
+        )  # fmt: skip
+    if paper:
+        to_degree = -0.5 * (weights @ to_inner) * inner**3
+    grad_cosines, grad_sigma = torch.empty_like(cosines), torch.empty_like(degree)
+    by_rows(
+        edges_kernel, cosines, inverse_sigma, weights, f, lam, scale, inner, to_degree, to_inner, grad_cosines,
+        grad_sigma, n, num_classes, SPREADING=spreading, NORMALIZED=normalized,
+    )  # fmt: skip
+    grad_unit, grad = grad_cosines @ unit, torch.empty_like(x)
+    launch(project_rows_kernel, cdiv(n, ROWS), x, unit, inverse_norms, grad_unit, grad, n, d, **wide)
+    return loss, result, reachable, lack, grad, grad_sigma
