@@ -1,4 +1,7 @@
-"""The file of an index: magic, header length, header (JSON), rows part by part, the bytes of FAISS."""
+"""The file of an index: magic, header length, header (JSON), rows part by part, the bytes of FAISS.
+
+Every piece starts at a multiple of 64 bytes.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +42,14 @@ def write(index: NeighborIndex, path: str | os.PathLike[str], *, vectors: bool) 
         "facts": index._facts,
     }
     text = json.dumps(header).encode()
-    text += b" " * (-(START.size + len(text)) % 64)  # the rows start at a multiple of 64 bytes
+    text += b" " * _gap(START.size + len(text))
     try:
         with open(beside, "wb") as file:
             file.write(START.pack(MAGIC, VERSION, zlib.crc32(text), len(text)) + text)
-            if vectors:
-                for _, piece in index._rows.raw():
+            for part in index._rows.parts if vectors else ():
+                for piece in index._rows.raw(part):
                     file.write(piece)
+                file.write(b" " * _gap(file.tell()))
             file.write(codes)
             file.flush()
             os.fsync(file.fileno())
@@ -62,7 +66,7 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
     parts = [(int(count), DTYPES[dtype]) for count, dtype in header["parts"]]
     dim = int(header["dim"])
     bytes_of = [count * dim * dtype.itemsize if header["vectors"] else 0 for count, dtype in parts]
-    if size != offset + sum(bytes_of) + header["codes_bytes"]:
+    if size != offset + sum(length + _gap(length) for length in bytes_of) + header["codes_bytes"]:
         raise ValueError(f"path: {name!r} has {size} bytes, its header speaks of another size: it is cut or damaged")
     rows = Rows(dim)
     if header["vectors"]:
@@ -71,7 +75,7 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
         for (count, dtype), length in zip(parts, bytes_of, strict=True):
             raw = np.memmap(path, np.uint8, "c", offset, (length,))  # "c": torch warns of arrays it must not write
             rows.append(torch.from_numpy(raw).view(dtype).view(count, dim), copy=False)
-            offset += length
+            offset += length + _gap(length)
         if rows.crc() != header["rows_crc"]:
             raise ValueError(f"path: {name!r} is damaged: the checksum of its rows is wrong")
     else:
@@ -111,6 +115,10 @@ def _header(name: str, start: bytes, file: Any) -> tuple[dict[str, Any], int]:
     if header["kind"] not in KINDS:
         raise ValueError(f"path: {name!r} holds the kind {header['kind']!r}, wants one of {', '.join(KINDS)}")
     return header, START.size + length
+
+
+def _gap(position: int) -> int:
+    return -position % 64
 
 
 def _rows_crc(index: NeighborIndex) -> int:

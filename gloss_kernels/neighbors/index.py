@@ -47,7 +47,8 @@ class NeighborIndex:
         kind, dim: as built. len(index) is the number of rows.
         recall: share of the true recall_k nearest that a search finds, measured on up to 512 rows against exact search
             (cosines nearer than 2e-6 are ties). 1.0 for "exact". Rows added later do not change it: :meth:`measure`.
-        recall_k: the k it was measured at. A search with another k has another recall.
+            Queries that are not among the rows find a little less (hnsw most: its links join the rows themselves).
+        recall_k: the k it was measured at. A larger one finds a smaller share.
         recall_target: what was asked for.
     """
 
@@ -83,7 +84,7 @@ class NeighborIndex:
             recall_k: neighbours of the measurement, cut to n - 1.
             nlist: lists of the ivf kinds, default 4 sqrt(n).
             links: of an hnsw row, default 16. ef_construction: care of its build, default 60.
-            memory_limit: bytes that "auto" may plan with; default what is free.
+            memory_limit: bytes beside the rows that "auto" may plan with; default what is free.
             seed: of the training sample and the recall sample.
             progress: called with the share of rows added, 0..1; what it raises stops the build.
 
@@ -99,6 +100,8 @@ class NeighborIndex:
         _validate.whole_number("seed", seed, 0)
         if memory_limit is not None:
             _validate.whole_number("memory_limit", memory_limit, 1)
+        rows = Rows(x.shape[1])
+        rows.append(x, copy=not mapped)
         reason = "asked for"
         if kind == "auto":
             kind, reason = plan.choose(len(x), x.shape[1], x.device, memory_limit)
@@ -110,8 +113,6 @@ class NeighborIndex:
                 options[name] = _validate.whole_number(name, value, least)
         if options.get("nlist", 0) > len(x):
             raise ValueError(f"nlist: got {options['nlist']}, wants at most the {len(x)} rows")
-        rows = Rows(x.shape[1])
-        rows.append(x, copy=not mapped)
         structure = None if kind == "exact" else Structure.build(kind, rows, options, seed, progress)
         facts = {
             "reason": reason,
@@ -181,8 +182,9 @@ class NeighborIndex:
             k: 1 to n - 1. A row leaves itself out by index, so its duplicates stay.
             progress: called with the share of rows done, 0..1; what it raises stops the search.
             checkpoint: a folder. Blocks of rows that are done are kept there, and the same call on the same index (for
-                hnsw: the saved one) continues after a kill, with the same result. The folder stays; a finished one is
-                read again. Exact search in blocks does not use the symmetry of the whole: up to twice the time.
+                hnsw and nn_descent: the saved one) continues after a kill, with the same result. The folder stays; a
+                finished one is read again. Exact search in blocks (also of a memmap that memory cannot hold) does not
+                use the symmetry of the whole: up to twice the time.
 
         Raises:
             ValueError: k, or a checkpoint of another index or k.
@@ -214,7 +216,7 @@ class NeighborIndex:
     # ------------------------------------------------------------------------------------------- files
     def save(self, path: str | os.PathLike[str], *, vectors: bool = True) -> None:
         """Writes one file, without pickle, by a temporary name; vectors=False leaves the rows out (:meth:`load` then
-        wants them)."""
+        wants them). While it writes, the FAISS structure is in memory twice."""
         from . import files
 
         files.write(self, path, vectors=vectors)
@@ -246,7 +248,7 @@ class NeighborIndex:
         """k nearest of float32 unit queries; scored in float32, rows with too few found done again exactly."""
         if self._structure is None:
             return self._exact(queries, k)
-        ids = self._structure.candidates(queries, k)
+        ids = self._structure.candidates(queries, k, min(self.recall_k + 1, len(self)))
         values = self._rows.cosines(queries, ids)
         values, ids = _sorted(values, ids)
         values, ids = values[:, :k].contiguous(), ids[:, :k].contiguous()
@@ -269,17 +271,13 @@ class NeighborIndex:
 
     def _exact(self, queries: Tensor, k: int) -> TopK:
         """cosine_topk against the rows, block by block where they are not float32 in one piece."""
-        parts = self._rows.parts
-        if len(parts) == 1 and parts[0].dtype == torch.float32:
-            return cosine_topk(queries, parts[0], k)
         best: TopK | None = None
-        for begin, block in self._rows.blocks():
-            values, ids = cosine_topk(queries, block, min(k, len(block)))
-            ids = ids + begin
+        for begin, rows in self._rows.pieces():
+            values, ids = cosine_topk(queries, rows, min(k, len(rows)))
+            ids += begin
             if best is not None:
-                values, ids = torch.cat([best.values, values], 1), torch.cat([best.indices, ids], 1)
-            values, ids = _sorted(values, ids)
-            best = TopK(values[:, :k], ids[:, :k])
+                values, ids = _sorted(torch.cat([best.values, values], 1), torch.cat([best.indices, ids], 1))
+            best = TopK(values[:, :k].contiguous(), ids[:, :k].contiguous())
         assert best is not None
         return best
 

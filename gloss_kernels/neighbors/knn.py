@@ -14,8 +14,11 @@ from torch import Tensor
 from gloss_kernels import _native
 from gloss_kernels.topk import TopK, cosine_topk
 
+from . import plan
+
 if TYPE_CHECKING:
     from .index import NeighborIndex, Report
+    from .rows import Rows
 
 BLOCK = 8192  # rows; the results of one are written at once
 EXACT_BLOCK = 65_536  # exact search wants many queries at a time
@@ -23,22 +26,27 @@ STATE, VALUES, INDICES = "state.json", "values.npy", "indices.npy"
 
 
 def run(index: NeighborIndex, k: int, report: Report | None, checkpoint: str | os.PathLike[str] | None) -> TopK:
-    exact, n = index.kind == "exact", len(index)
-    parts = index._rows.parts
-    if exact and len(parts) == 1 and (checkpoint is None or n <= EXACT_BLOCK):
+    rows, n = index._rows, len(index)
+    if index.kind == "exact" and len(rows.parts) == 1 and checkpoint is None and _fits(rows):
         if report is None:
-            return _whole(parts[0], k)
+            return _whole(rows.parts[0], k)
         with _native.progress(report):
-            return _whole(parts[0], k)
-    device = index._rows.device
+            return _whole(rows.parts[0], k)
     blocks = Blocks(n, k, None if checkpoint is None else Path(checkpoint), index)
     if report is not None and blocks.done:
         report(blocks.done / n)
-    for start, queries in index._rows.blocks(blocks.done, EXACT_BLOCK if exact else BLOCK):
+    size = min(EXACT_BLOCK if index.kind == "exact" else BLOCK, 4 * rows.block)
+    for start, queries in rows.blocks(blocks.done, size):
         blocks.put(start, index._find_others(start, queries, k))
         if report is not None:
             report(blocks.done / n)
-    return TopK(*(x.to(device) for x in blocks.result()))
+    return TopK(*(x.to(rows.device) for x in blocks.result()))
+
+
+def _fits(rows: Rows) -> bool:
+    """Whether all rows at once, with the 16-bit copy that cosine_topk makes, can be held."""
+    free = plan.available_memory() if rows.mapped else None
+    return free is None or plan.memory("exact", len(rows), rows.dim) <= 0.5 * free
 
 
 def _whole(x: Tensor, k: int) -> TopK:
@@ -50,7 +58,7 @@ class Blocks:
     """values and indices [n, k], in memory or in a folder: two .npy files, and state.json with the rows that are done.
 
     The numbers are flushed before the state names them, and the state is replaced by a rename: after a kill at any
-    moment the state is true.
+    moment the state is true. It is written first, so that a folder with such files and no state is not ours.
     """
 
     def __init__(self, n: int, k: int, folder: Path | None, index: NeighborIndex) -> None:
@@ -61,19 +69,32 @@ class Blocks:
             return
         self.identity = {"format": "gloss_kernels knn", "n": n, "k": k, "index": index.fingerprint()}
         if (folder / STATE).exists():
-            self._open(folder)
+            self._read_state(folder)
         else:
+            for name in (VALUES, INDICES):
+                if (folder / name).exists():
+                    raise ValueError(f"checkpoint: {str(folder / name)!r} is there without {STATE}: not written by knn")
             folder.mkdir(parents=True, exist_ok=True)
-            make = np.lib.format.open_memmap
-            self.values = make(folder / VALUES, "w+", np.dtype(np.float32), (n, k))
-            self.indices = make(folder / INDICES, "w+", np.dtype(np.int64), (n, k))
             self._write_state()
+        for name, dtype in ((VALUES, np.float32), (INDICES, np.int64)):
+            setattr(self, name.removesuffix(".npy"), self._array(folder / name, (n, k), np.dtype(dtype)))
 
-    def _open(self, folder: Path) -> None:
+    def _array(self, path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> Any:
+        if self.done == 0:
+            return np.lib.format.open_memmap(path, "w+", dtype, shape)
+        try:
+            array = np.lib.format.open_memmap(path, "r+")
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError
+        except (OSError, ValueError, EOFError):
+            raise ValueError(f"checkpoint: {str(path)!r} is missing or damaged") from None
+        return array
+
+    def _read_state(self, folder: Path) -> None:
         try:
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
             done = state.pop("done")
-            if type(done) is not int or not 0 <= done <= self.n:
+            if type(done) is not int or not 0 <= done <= state["n"]:
                 raise ValueError
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             raise ValueError(f"checkpoint: {str(folder / STATE)!r} is not a state written by knn") from None
@@ -82,15 +103,6 @@ class Blocks:
                 raise ValueError(
                     f"checkpoint: {str(folder)!r} holds another search: {name} {state.get(name)!r}, wants {mine!r}"
                 )
-        shape = (self.n, self.identity["k"])
-        for name, dtype in ((VALUES, np.float32), (INDICES, np.int64)):
-            try:
-                array = np.lib.format.open_memmap(folder / name, "r+")
-                if array.shape != shape or array.dtype != dtype:
-                    raise ValueError
-            except (OSError, ValueError, EOFError):
-                raise ValueError(f"checkpoint: {str(folder / name)!r} is missing or damaged") from None
-            setattr(self, name.removesuffix(".npy"), array)
         self.done = done
 
     def put(self, start: int, found: TopK) -> None:

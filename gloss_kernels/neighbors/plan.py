@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+from pathlib import Path
 
 import torch
+
+CGROUP = Path("/sys/fs/cgroup")
 
 # Two cores with AVX512-BF16, d = 384, the k = 15 graph (bench/bench_neighbors.py): exact search grows with n^2, HNSW
 # with little more than n; past this many rows HNSW at a recall of 0.95 is faster. d changes both alike.
@@ -27,18 +29,21 @@ def memory(kind: str, n: int, dim: int, links: int = 16) -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that a new allocation can have, None where the system does not tell."""
+    """Bytes that a new allocation can have, None where the system does not tell. On Linux with the file pages that it
+    gives back on demand, and no more than the container's limit leaves."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached()
-    except (AttributeError, ValueError, OSError):
+        with open("/proc/meminfo", encoding="ascii") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
         return None
-
-
-def _cached() -> int:
-    """File pages that Linux gives back on demand; free pages alone are few on a machine that has read a large file."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        numbers = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
-    return max(numbers["MemAvailable"] - numbers["MemFree"], 0)
+    try:  # a container's (cgroup 2); "max" is no limit, inactive_file are the file pages that it gives back
+        limit, used, stat = (
+            (CGROUP / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current", "memory.stat")
+        )
+        files = next((int(line.split()[1]) for line in stat.splitlines() if line.startswith("inactive_file ")), 0)
+        return max(min(free, int(limit) - int(used) + files), 0)
+    except (OSError, ValueError):
+        return free
 
 
 def choose(n: int, dim: int, device: torch.device, limit: int | None) -> tuple[str, str]:

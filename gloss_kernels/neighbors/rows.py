@@ -15,6 +15,7 @@ from gloss_kernels import _validate
 from gloss_kernels.topk import check_finite
 
 BLOCK_BYTES = 64 << 20  # of float32 numbers held at a time
+SCORED_BYTES = 4 << 20  # the same for rows picked here and there: they are used at once, from the cache
 
 
 class Rows:
@@ -24,6 +25,7 @@ class Rows:
     def __init__(self, dim: int) -> None:
         self.dim = dim
         self.parts: list[Tensor] = []
+        self.mapped = False  # whether a part lies in a file
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -39,6 +41,7 @@ class Rows:
 
     def append(self, part: Tensor, *, copy: bool) -> None:
         self.parts.append(part.detach().clone(memory_format=torch.contiguous_format) if copy else part.detach())
+        self.mapped |= not copy
 
     def blocks(self, start: int = 0, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """(first row, float32 unit rows) from row ``start`` on; a block ends where its part ends."""
@@ -49,43 +52,67 @@ class Rows:
                 yield offset + begin, unit(part[begin : begin + (size or self.block)])
             offset += len(part)
 
+    def pieces(self) -> Iterator[tuple[int, Tensor]]:
+        """(first row, float32 rows of any length): a part as it is where it is float32, else blocks."""
+        offset = 0
+        for part in self.parts:
+            size = len(part) if part.dtype == torch.float32 else self.block
+            for begin in range(0, len(part), size):
+                yield offset + begin, _float(part[begin : begin + size])
+            offset += len(part)
+
     def take(self, ids: Tensor) -> Tensor:
         """float32 unit rows [len(ids), dim]."""
+        return unit(self._pick(ids))
+
+    def _pick(self, ids: Tensor) -> Tensor:
+        """float32 rows [len(ids), dim] of any length."""
         ids = ids.to(self.device)
         if len(self.parts) == 1:
-            return unit(self.parts[0][ids])
+            return _float(self.parts[0].index_select(0, ids))
         result = torch.empty(len(ids), self.dim, device=self.device)
         offset = 0
         for part in self.parts:
-            here = (ids >= offset) & (ids < offset + len(part))
-            if bool(here.any()):
-                result[here] = unit(part[ids[here] - offset])
+            here = ((ids >= offset) & (ids < offset + len(part))).nonzero().squeeze(1)
+            if len(here):
+                result.index_copy_(0, here, _float(part.index_select(0, ids[here] - offset)))
             offset += len(part)
         return result
 
     def cosines(self, queries: Tensor, ids: Tensor) -> Tensor:
         """float32 [m, c]: of unit rows ``queries`` [m, dim] with the rows ``ids`` [m, c]; -inf where an id is -1."""
-        result = torch.full(ids.shape, -torch.inf, device=queries.device)
-        step = max(1, BLOCK_BYTES // (4 * self.dim * max(ids.shape[1], 1)))
-        for begin in range(0, len(ids), step):
+        m, c = ids.shape
+        result = torch.empty(m, c, device=queries.device)
+        step = max(1, SCORED_BYTES // (4 * self.dim * max(c, 1)))
+        for begin in range(0, m, step):
             part = slice(begin, begin + step)
-            near = self.take(ids[part].clamp(min=0).flatten()).view(-1, ids.shape[1], self.dim)
-            result[part] = torch.bmm(near, queries[part, :, None]).squeeze(2)
+            near = self._pick(ids[part].clamp(min=0).flatten())
+            length = torch.linalg.vector_norm(near, dim=1)
+            odd = ((length < 1e-12) | ~(length < 1e12)).nonzero().squeeze(1)  # squares under- or overflow
+            if len(odd):
+                near[odd], length[odd] = unit(near[odd]), 1.0
+            dots = torch.bmm(near.view(-1, c, self.dim), queries[part, :, None]).squeeze(2)
+            result[part] = dots / length.view(-1, c)
         return result.masked_fill_(ids < 0, -torch.inf)
 
     def crc(self) -> int:
         """CRC-32 of the numbers as they are stored."""
         value = 0
-        for _, data in self.raw():
-            value = zlib.crc32(data, value)
+        for part in self.parts:
+            for data in self.raw(part):
+                value = zlib.crc32(data, value)
         return value
 
-    def raw(self) -> Iterator[tuple[Tensor, memoryview]]:
-        """The bytes of every part, in pieces, with the part they are of."""
-        for part in self.parts:
-            for begin in range(0, len(part), self.block):
-                piece = part[begin : begin + self.block].contiguous().cpu()
-                yield part, piece.view(torch.uint8).numpy().data.cast("B")
+    def raw(self, part: Tensor) -> Iterator[memoryview]:
+        """The bytes of a part, in pieces."""
+        for begin in range(0, len(part), self.block):
+            piece = part[begin : begin + self.block].contiguous().cpu()
+            yield piece.view(torch.uint8).numpy().data.cast("B")
+
+
+def _float(rows: Tensor) -> Tensor:
+    """float32 rows, of length 1 where float32 might not hold the numbers."""
+    return unit(rows) if rows.dtype == torch.float64 else rows.float()
 
 
 def unit(rows: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from .rows import Rows
 KINDS = ("exact", "flat", "ivf_flat", "ivf_pq", "hnsw", "nn_descent")
 TRAIN_ROWS_PER_LIST = 64  # of k-means; FAISS takes up to 256
 GPU_KINDS = ("flat", "ivf_flat")
+GPU_MOST = 2048  # neighbours that FAISS finds on a GPU
 
 
 def load_faiss() -> Any:
@@ -66,6 +67,8 @@ class Structure:
         with threads(self.faiss):
             if self.kind == "nn_descent":
                 self._nn_descent(rows)
+                if report is not None:
+                    report(1.0)
                 return
             for begin, block in rows.blocks(start):
                 self.index.add(self.numbers(block))
@@ -81,9 +84,12 @@ class Structure:
         self.index = self.faiss.IndexNNDescentFlat(self.dim, 32, self.faiss.METRIC_INNER_PRODUCT)
         self.index.add(whole)
 
-    def candidates(self, queries: Tensor, k: int) -> Tensor:
-        """int64 [m, c], c >= k: ids that are probably near the unit rows ``queries``; -1 where too few were found."""
-        c = k * self.effort.get("candidates", 1)
+    def candidates(self, queries: Tensor, k: int, least: int = 1) -> Tensor:
+        """int64 [m, c], c >= k: ids that are probably near the unit rows ``queries``; -1 where too few were found.
+        As many as for a search of ``least``, the k of the measurement."""
+        c = max(k, least) * self.effort.get("candidates", 1)
+        if self.device is not None:
+            c = min(c, max(k, GPU_MOST))
         if "efSearch" in self.effort:
             self.index.hnsw.efSearch = max(self.effort["efSearch"], c)
         if "search_L" in self.effort:
@@ -93,16 +99,20 @@ class Structure:
         return torch.as_tensor(ids, device=queries.device)
 
     def efforts(self) -> list[dict[str, int]]:
-        """From the least care to the most; the last one of the ivf kinds reads every list."""
+        """From the least care to the most; the last ones of the ivf kinds read every list.
+
+        candidates: rows scored again in float32, as a multiple of k. Codes of 4 bits order the neighbours only roughly,
+        16 bits do not tell near duplicates apart.
+        """
         if self.kind in ("ivf_flat", "ivf_pq"):
             lists = self.index.nlist
-            probes = [p for p in (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024) if p < lists] + [lists]
-            if self.kind == "ivf_flat":
-                return [{"nprobe": p} for p in probes]
-            # candidates re-scored, as a multiple of k: 4-bit codes order the neighbours only roughly
-            return [{"nprobe": p, "candidates": min(max(8, p // 2), 64)} for p in probes]
+            probes = [p for p in (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024) if p < lists]
+            least, share = (8, 2) if self.kind == "ivf_pq" else (1, 16)
+            ladder = [{"nprobe": p, "candidates": min(max(least, p // share), 64)} for p in probes]
+            return ladder + [{"nprobe": lists, "candidates": c} for c in (8, 64)]
         if self.kind == "hnsw":
-            return [{"efSearch": ef} for ef in (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)]
+            efs = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
+            return [{"efSearch": ef, "candidates": max(1, ef // 32)} for ef in efs]
         if self.kind == "nn_descent":
             return [{"search_L": length} for length in (32, 64, 128, 256, 512, 1024)]
         return [{}]
