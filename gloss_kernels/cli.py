@@ -9,9 +9,10 @@ from typing import NoReturn
 
 from gloss_kernels import __main__ as info
 from gloss_kernels import __version__
+from gloss_kernels.commands import graph, propagate
 from gloss_kernels.finetune import options as finetune
 
-COMMANDS = (finetune, info)
+COMMANDS = (finetune, graph, propagate, info)
 
 
 class CommandError(Exception):
