@@ -236,9 +236,9 @@ MEASURE = """
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
 
-    rows.BLOCK_BYTES, knn.EXACT_BLOCK = 1 << 20, 4096
+    rows.BLOCK_BYTES, knn.EXACT_BLOCK = 1 << 20, 512
     plan.available_memory = lambda: 1 << 20
-    cosine_topk(torch.randn(5000, 64), k=5)
+    cosine_topk(torch.randn(2000, 512), k=5)
     base = peak = anonymous()
     done = threading.Event()
     def watch():
@@ -250,7 +250,7 @@ MEASURE = """
     thread.start()
     for path in sys.argv[1:]:
         index = NeighborIndex.build(np.load(path, mmap_mode="r"), "exact")
-        index.search(torch.randn(64, 64), 5)
+        index.search(torch.randn(64, 512), 5)
         index.knn(2)
     done.set()
     thread.join()
@@ -260,12 +260,12 @@ MEASURE = """
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_file_of_rows_is_read_in_blocks(tmp_path: Path) -> None:
-    """60,000 rows, 15 MB in float32: what is allocated stays at a few blocks of 1 MB."""
+    """24,000 rows, 47 MiB in float32: what is allocated stays at a few blocks of 1 MiB."""
     files = [tmp_path / "half.npy", tmp_path / "single.npy"]
     for path, dtype in zip(files, ("float16", "float32"), strict=True):
-        np.save(path, documents(60_000, 64).numpy().astype(dtype))
+        np.save(path, documents(24_000, 512).numpy().astype(dtype))
     mebibytes = float(python(MEASURE, *map(str, files)))
-    assert mebibytes < 10, f"{mebibytes} MiB allocated"
+    assert mebibytes < 20, f"{mebibytes} MiB allocated"
 
 
 def python(code: str, *words: str, status: int = 0) -> str:

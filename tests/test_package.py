@@ -38,6 +38,11 @@ def test_backend_variable(name: str, works: bool) -> None:
     assert works or name in result.stderr
 
 
+def test_backend_that_cannot_run_is_named() -> None:
+    code = "import gloss_kernels as gk, torch; gk.GLoss(4, backend='triton')(torch.randn(9, 4), torch.arange(9) % 4)"
+    assert "RuntimeError: backend='triton' cannot run here: " in run(code, TRITON_INTERPRET="0").stderr
+
+
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
 def test_every_instruction_set_gives_the_same_neighbours(isa: str) -> None:
     order = ["generic", "avx2", "avx512", "avx512bf16"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,10 +30,12 @@ def load_faiss() -> Any:
 
 
 @contextlib.contextmanager
-def threads(faiss: Any) -> Iterator[None]:
-    """FAISS on as many threads as torch: both may bring an OpenMP of their own, each with a pool of all cores."""
+def threads(faiss: Any, *, work: float = math.inf) -> Iterator[None]:
+    """FAISS on as many threads as torch: both may bring an OpenMP of their own, each with a pool of all cores. On one
+    for few multiplications: the codes of ivf_pq are trained in thousands of short steps (5,000 x 64 rows on two cores:
+    0.2 s instead of 0.5 s, and instead of 5 to 12 s where the cores are busy)."""
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(torch.get_num_threads())
+    faiss.omp_set_num_threads(torch.get_num_threads() if work > 1e9 else 1)
     try:
         yield
     finally:
@@ -55,10 +58,11 @@ class Structure:
         width = rows.dim + rows.dim % 2 if kind == "ivf_pq" else rows.dim  # codes are of two dimensions each
         structure = cls(kind, _new(faiss, kind, width, options), rows.dim, _gpu(faiss, kind, rows.device))
         structure._to_gpu()
-        with threads(faiss):
-            if structure.index is not None and not structure.index.is_trained:
-                structure.index.train(structure.numbers(_sample(rows, options, seed)))
-            structure.add(rows, 0, report)
+        if structure.index is not None and not structure.index.is_trained:
+            sample = _sample(rows, options, seed)
+            with threads(faiss, work=sample.numel() * options["nlist"]):
+                structure.index.train(structure.numbers(sample))
+        structure.add(rows, 0, report)
         structure.set_effort(structure.efforts()[0])
         return structure
 
