@@ -155,7 +155,8 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(int(args.one[0]), args.one[1])))
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
+    about = {"machine": machine.describe(), "peaks": machine.peaks()}
     for n in args.sizes:
         for kind in args.kinds:
             if n <= LARGEST[kind]:
@@ -166,8 +167,8 @@ def main() -> None:
                 print(
                     "  ", {k: v for k, v in rows[-1].items() if k in ("took", "recall_of_knn", "seconds")}, flush=True
                 )
-    report = {"machine": machine.describe(), "peaks": machine.peaks(), "rows": rows}
-    args.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+                report = about | {"rows": rows}  # after every case, so that an interrupted run keeps them
+                args.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     args.output.with_suffix(".md").write_text(markdown(report))
     draw(report, args.output.with_suffix(".png"))
     print(markdown(report))

@@ -9,7 +9,7 @@ import torch
 
 CGROUP = Path("/sys/fs/cgroup")
 
-# Two cores with AVX512-BF16, d = 384, the k = 15 graph (bench/bench_neighbors.py): exact search grows with n^2, HNSW
+# Two cores with AVX512-BF16, d = 384, the k = 15 graph (bench/corpus_graph.py): exact search grows with n^2, HNSW
 # with little more than n; past this many rows HNSW at a recall of 0.95 is faster. d changes both alike.
 EXACT_ROWS = 250_000
 EXACT_ROWS_CUDA = 2_000_000

@@ -153,7 +153,7 @@ class Structure:
 
 
 def default_options(kind: str, n: int) -> dict[str, int]:
-    """The sizes of a structure for n rows; bench/bench_neighbors.py is where they were measured."""
+    """The sizes of a structure for n rows; bench/corpus_graph.py is where they were measured."""
     if kind in ("ivf_flat", "ivf_pq"):
         return {"nlist": max(1, min(int(4 * n**0.5), n // 39))}
     if kind == "hnsw":
