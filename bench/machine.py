@@ -58,10 +58,15 @@ def best_float32_rate(peaks: dict[str, float | None]) -> float:
     return max(rate for name, rate in peaks.items() if name.endswith("float32_gflops") and rate)
 
 
-def _matmul_rate(dtype: torch.dtype, n: int = 2048) -> float:
-    a = torch.ones(n, n, dtype=dtype)
-    b, out = torch.ones_like(a), torch.empty_like(a)
-    return round(2 * n**3 / _best(lambda: torch.mm(a, b, out=out)) / 1e9, 1)
+def _matmul_rate(dtype: torch.dtype) -> float:
+    rate = 0.0
+    for n in (256, 2048):
+        if rate and 2 * n**3 > 2 * rate * 1e9:  # more than two seconds: bf16 where a processor has no instructions for it
+            break
+        a = torch.ones(n, n, dtype=dtype)
+        b, out = torch.ones_like(a), torch.empty_like(a)
+        rate = round(2 * n**3 / _best(lambda: torch.mm(a, b, out=out)) / 1e9, 1)  # noqa: B023
+    return rate
 
 
 def _copy_rate(megabytes: int = 256) -> float:
