@@ -4,7 +4,8 @@
 
 Synthetic documents (bench/data.py) as float16 rows, d = 384, 20 classes, labels on 1 % of them; k = 15, recall target
 0.95. Every kind runs up to the size where it takes minutes, "auto" at every size. Each case is a process of its own, so
-that its peak memory is its own. Writes OUTPUT.json, OUTPUT.md and OUTPUT.png.
+that its peak memory is its own. Writes OUTPUT.json (after every case), OUTPUT.md and OUTPUT.png; --resume keeps the
+cases that OUTPUT.json has.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from gloss_kernels import NeighborIndex, cosine_topk, propagate_labels, similari
 
 D, CLASSES, K, SIGMA, LABELED, ALPHA, TARGET = 384, 20, 15, 0.3, 0.01, 0.9, 0.95
 SAMPLE = 200  # rows whose neighbours are compared with exact search once more, beside what the index measured itself
-LARGEST = {"exact": 300_000, "flat": 100_000, "ivf_flat": 1_000_000, "ivf_pq": 300_000, "hnsw": 300_000,
+LARGEST = {"exact": 300_000, "flat": 100_000, "ivf_flat": 100_000, "ivf_pq": 100_000, "hnsw": 300_000,
            "nn_descent": 100_000, "auto": 1_000_000}  # fmt: skip
 MOST_BYTES = 8e9
 
@@ -150,16 +151,21 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 300_000, 1_000_000])
     parser.add_argument("--kinds", nargs="+", default=list(LARGEST), choices=list(LARGEST))
     parser.add_argument("--output", type=Path, default=machine.HERE / "results" / "corpus_graph")
+    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--one", nargs=2, metavar=("N", "KIND"), help="one case, its JSON as the last line")
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(int(args.one[0]), args.one[1])))
         return
     rows: list[dict[str, Any]] = []
+    if args.resume and args.output.with_suffix(".json").exists():
+        rows = json.loads(args.output.with_suffix(".json").read_text())["rows"]
+    done = {(r["n"], r["kind"]) for r in rows}
     about = {"machine": machine.describe(), "peaks": machine.peaks()}
+    report = about | {"rows": rows}
     for n in args.sizes:
         for kind in args.kinds:
-            if n <= LARGEST[kind]:
+            if n <= LARGEST[kind] and (n, kind) not in done:
                 print(f"{n:,} {kind}", flush=True)
                 command = [sys.executable, __file__, "--one", str(n), kind]
                 out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -167,7 +173,6 @@ def main() -> None:
                 print(
                     "  ", {k: v for k, v in rows[-1].items() if k in ("took", "recall_of_knn", "seconds")}, flush=True
                 )
-                report = about | {"rows": rows}  # after every case, so that an interrupted run keeps them
                 args.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     args.output.with_suffix(".md").write_text(markdown(report))
     draw(report, args.output.with_suffix(".png"))

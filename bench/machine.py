@@ -61,7 +61,7 @@ def best_float32_rate(peaks: dict[str, float | None]) -> float:
 def _matmul_rate(dtype: torch.dtype) -> float:
     rate = 0.0
     for n in (256, 2048):
-        if rate and 2 * n**3 > 2 * rate * 1e9:  # more than two seconds: bf16 where a processor has no instructions for it
+        if rate and n**3 > rate * 1e9:  # two seconds: bf16 where a processor has no instructions for it
             break
         a = torch.ones(n, n, dtype=dtype)
         b, out = torch.ones_like(a), torch.empty_like(a)

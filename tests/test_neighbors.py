@@ -597,7 +597,7 @@ def test_without_faiss() -> None:
                 assert "pip install 'gloss-kernels[faiss-cpu]'" in str(error) and "kind='exact'" in str(error)
             else:
                 raise AssertionError(kind)
-        plan.EXACT_ROWS = 100
+        plan.EXACT_ROWS = dict.fromkeys(plan.EXACT_ROWS, 100)
         index = NeighborIndex.build(x)
         assert index.kind == "exact" and "faiss is not installed" in index.describe(), index.describe()
     """)
@@ -606,8 +606,8 @@ def test_without_faiss() -> None:
 @pytest.mark.parametrize(
     ("n", "device", "limit", "kind", "reason"),
     [
-        (1000, "cpu", None, "exact", "up to 250,000 rows exact search is the fastest"),
-        (250_001, "cpu", 1 << 40, "hnsw", "above 250,000 rows hnsw is faster"),
+        (1000, "cpu", None, "exact", "up to 40,000 rows with avx2 exact search is the fastest"),
+        (40_001, "cpu", 1 << 40, "hnsw", "above 40,000 rows with avx2 hnsw is faster"),
         (1_000_000, "cuda", 1, "exact", "1,000,000 x 384 rows on cuda: up to 2,000,000"),
         (3_000_000, "cuda", 1 << 40, "hnsw", "above 2,000,000 rows hnsw"),
         (10_000_000, "cpu", int(9.3e9 / 0.7), "hnsw", "fits in memory"),
@@ -615,20 +615,21 @@ def test_without_faiss() -> None:
         (10_000_000, "cpu", 4 << 30, "ivf_pq", "do not fit in 4,294,967,296 bytes"),
     ],
 )
-def test_auto(n: int, device: str, limit: int | None, kind: str, reason: str) -> None:
+def test_auto(n: int, device: str, limit: int | None, kind: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
+    monkeypatch.setattr(plan._native.core, "isa", lambda: "avx2")
     chosen, why = plan.choose(n, 384, torch.device(device), limit)
     assert chosen == kind and reason in why
 
 
 def test_auto_plans_with_free_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(plan, "EXACT_ROWS", 500)
+    monkeypatch.setattr(plan, "EXACT_ROWS", dict.fromkeys(plan.EXACT_ROWS, 500))
     monkeypatch.setattr(plan, "available_memory", lambda: 100_000)
     x = documents(1000, 32)
     assert NeighborIndex.build(x).kind == "ivf_pq"
     index = NeighborIndex.build(x, memory_limit=1 << 30)
-    assert index.kind == "hnsw" and "above 500 rows hnsw is faster" in index.describe()
+    assert index.kind == "hnsw" and "above 500 rows with " in index.describe()
     assert NeighborIndex.build(x[:500]).kind == "exact"
 
 

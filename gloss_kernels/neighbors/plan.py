@@ -7,11 +7,14 @@ from pathlib import Path
 
 import torch
 
+from gloss_kernels import _native
+
 CGROUP = Path("/sys/fs/cgroup")
 
-# Two cores with AVX512-BF16, d = 384, the k = 15 graph (bench/corpus_graph.py): exact search grows with n^2, HNSW
-# with little more than n; past this many rows HNSW at a recall of 0.95 is faster. d changes both alike.
-EXACT_ROWS = 250_000
+# Two cores, d = 384, the k = 15 graph (bench/corpus_graph.py): exact search grows with n^2, HNSW with n^1.25; past this
+# many rows HNSW at a recall of 0.95 is faster. d changes both alike. By instruction set: avx512bf16 and avx2 measured,
+# the others by the speed of the exact search beside them.
+EXACT_ROWS = {"avx512bf16": 250_000, "avx512": 120_000, "avx2": 40_000, "generic": 8_000}
 EXACT_ROWS_CUDA = 2_000_000
 
 
@@ -46,16 +49,26 @@ def available_memory() -> int | None:
         return free
 
 
+def exact_rows(device: torch.device) -> tuple[int, str]:
+    """Up to how many rows exact search is the fastest, and the instruction set that decides it."""
+    if device.type == "cuda":
+        return EXACT_ROWS_CUDA, ""
+    if _native.core is None:
+        return EXACT_ROWS["generic"], ""
+    isa = _native.core.isa()
+    return EXACT_ROWS[isa], f" with {isa}"
+
+
 def choose(n: int, dim: int, device: torch.device, limit: int | None) -> tuple[str, str]:
     """The kind and the reason for it."""
     size = f"{n:,} x {dim} rows on {device.type}"
-    most = EXACT_ROWS_CUDA if device.type == "cuda" else EXACT_ROWS
+    most, where = exact_rows(device)
     if n <= most:
-        return "exact", f"{size}: up to {most:,} rows exact search is the fastest way to a graph"
+        return "exact", f"{size}: up to {most:,} rows{where} exact search is the fastest way to a graph"
     if importlib.util.find_spec("faiss") is None:
         return "exact", f"{size}: an approximate kind would be faster, but faiss is not installed"
     limit = limit if limit is not None else available_memory()
     for kind in ("hnsw", "ivf_flat"):
         if limit is None or memory(kind, n, dim) <= 0.7 * limit:
-            return kind, f"{size}: above {most:,} rows {kind} is faster than exact search, and fits in memory"
+            return kind, f"{size}: above {most:,} rows{where} {kind} is faster than exact search, and fits in memory"
     return "ivf_pq", f"{size}: 16-bit rows do not fit in {limit or 0:,} bytes of memory, 4-bit codes take the least"
