@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import INTERPRETED, cdiv, jit, launch
-from .solver import ROWS, System, column_tile, solve
+from .solver import System, column_tile, row_tile, solve
 
 EDGES = 4
 REACH_ROWS = 256 if INTERPRETED else 64
@@ -206,10 +206,12 @@ def right_side(
         return torch.where(fixed[:, None], (1 - alpha) * boundary.double(), 0.0).to(values.dtype)
     right, rows, classes = torch.zeros_like(boundary), hidden.system.rows, boundary.shape[1]
     pull = eps * hidden.degree * hidden.scale
+    columns = column_tile(classes)
+    block = row_tile(columns)
     launch(
-        border_kernel, (cdiv(len(rows), ROWS), cdiv(classes, column_tile(classes))), values, crow, col, values,
-        fixed.to(torch.int8), boundary, hidden.scale, pull, prior, rows, right, len(rows), classes, ROWS=ROWS,
-        COLUMNS=column_tile(classes),
+        border_kernel, (cdiv(len(rows), block), cdiv(classes, columns)), values, crow, col, values,
+        fixed.to(torch.int8), boundary, hidden.scale, pull, prior, rows, right, len(rows), classes, ROWS=block,
+        COLUMNS=columns,
     )  # fmt: skip
     return right
 

@@ -16,7 +16,7 @@ from ._launch import INTERPRETED, cdiv, jit, launch
 from .propagate import hidden_system
 from .solver import column_tile, solve
 
-ROWS = 128 if INTERPRETED else 8
+ROWS = 128 if INTERPRETED else 4
 EDGES = 4
 
 

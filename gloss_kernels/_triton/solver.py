@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ._launch import INTERPRETED, cdiv, jit, launch, power_of_two
 
-ROWS = 128 if INTERPRETED else 16  # rows of a block
 EDGES = 16 if INTERPRETED else 4  # of a row at a time
 PROGRAMS = 2 if INTERPRETED else 512  # share the blocks out; each adds one number a class to a sum
 BATCH = 1 if INTERPRETED else 8  # iterations between two looks of the host
@@ -38,6 +37,11 @@ class System(NamedTuple):
 def column_tile(classes: int) -> int:
     """Classes of a program: a power of two."""
     return min(max(power_of_two(classes), 4), 128 if INTERPRETED else 64)
+
+
+def row_tile(columns: int) -> int:
+    """Rows of a block: 256 numbers and their gathers take 120 registers (512 took 239: half the threads to wait with)."""
+    return 128 if INTERPRETED else max(4, min(256 // columns, 32))
 
 
 @triton.jit
@@ -169,11 +173,12 @@ def solve(system: System, b: Tensor, start: Tensor | None, tol: float, max_iter:
     r, q = torch.empty_like(b), torch.empty_like(b)
     active = torch.empty(classes, dtype=torch.int32, device=b.device)
     columns = column_tile(classes)
-    tiles, programs = cdiv(classes, columns), min(cdiv(rows, ROWS), PROGRAMS)
+    block = row_tile(columns)
+    tiles, programs = cdiv(classes, columns), min(cdiv(rows, block), PROGRAMS)
     partials = state.new_empty((programs, classes))
     tickets = active.new_zeros(tiles)
     sums = (partials, tickets, rows, classes)
-    options = {"ROWS": ROWS, "COLUMNS": columns}
+    options = {"ROWS": block, "COLUMNS": columns}
     folded = {"PROGRAMS": 64 if not INTERPRETED else power_of_two(PROGRAMS), **options}
     eps = torch.finfo(b.dtype).eps
     target = tol * max(0.5, 1 - 100 * eps / tol)  # so that the measured residual passes as well
@@ -201,7 +206,7 @@ def solve(system: System, b: Tensor, start: Tensor | None, tol: float, max_iter:
                     advance_kernel, (programs, tiles), b, system.rows, p, q, e, r, state, active, *sums, target, **folded
                 )  # fmt: skip
                 launch(
-                    turn_kernel, (cdiv(rows, ROWS), tiles), b, system.rows, r, p, state, active, rows, classes, **options
+                    turn_kernel, (cdiv(rows, block), tiles), b, system.rows, r, p, state, active, rows, classes, **options
                 )  # fmt: skip
             going, so_far = torch.stack([active.any().long(), done]).tolist()
             if not going or iterations + so_far >= max_iter:

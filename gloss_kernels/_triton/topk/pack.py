@@ -137,7 +137,7 @@ def pack(rows: Rows, block: int, step: int, scattered: bool) -> Packed:
     residual = x.new_empty(len(ids), dtype=torch.float32)
     # The columns of a program divide the width: a power of two up to step always does.
     columns = step
-    held = max(1, (1 << 17 if INTERPRETED else 2048) // columns)
+    held = max(1, (1 << 17 if INTERPRETED else 1024) // columns)
     launch(
         pack_kernel, cdiv(len(ids), held), x, x, ids, inverse_norms, data, residual, len(ids), d, x.stride(0), unit,
         WIDTH=width, ROWS=held, COLUMNS=columns,

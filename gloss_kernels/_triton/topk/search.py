@@ -80,7 +80,7 @@ def filtered_search(
     """Writes the result. Returns how many candidates were scored, how many rows were redone, and the bytes held."""
     x, k = queries.data, values.shape[1]
     itself = corpus is queries
-    tile = sweep_tile(x.device, x.shape[1], len(corpus.data))
+    tile = sweep_tile(x.device, x.shape[1], len(corpus.data), k)
     packed = pack(queries, tile.block, tile.step, scattered=itself)
     columns = packed if itself else pack(corpus, tile.block, tile.step, scattered=True)
     lists = new_lists(packed, k)

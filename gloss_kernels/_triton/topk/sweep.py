@@ -6,7 +6,7 @@ L2. Tiles are numbered so that those in work at one time lie in a few columns of
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -65,56 +65,122 @@ def append(value_ptr, other_ptr, count_ptr, capacity, first, offset, hit, value,
 
 @triton.jit
 def offer(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr, capacity,
-          scale, row, column, COLUMN: tl.constexpr, SELF: tl.constexpr, SLICE: tl.constexpr):  # fmt: skip
-    """Offers the products of a tile to the lists of its rows and, of the self graph, to those of its columns.
-
-    Wide tiles are halved first: what few tiles need should not take all registers. COLUMN: of the tile, where this part
-    begins.
-    """
+          scale, row, column, SELF: tl.constexpr):  # fmt: skip
+    """Offers products to the lists of their rows and, of the self graph, to those of their columns."""
     R: tl.constexpr = product.shape[0]
     C: tl.constexpr = product.shape[1]
-    if C > SLICE:
-        left, right = tl.split(tl.permute(tl.reshape(product, [R, 2, C // 2]), (0, 2, 1)))
-        offer(left, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr, capacity,
-              scale, row, column, COLUMN, SELF, SLICE)  # fmt: skip
-        offer(right, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr, capacity,
-              scale, row, column, COLUMN + C // 2, SELF, SLICE)  # fmt: skip
-    else:
-        here = column + COLUMN
-        in_row, in_column = tl.arange(0, R), tl.arange(0, C)
-        hit = product >= row_bound[:, None]
+    in_row, in_column = tl.arange(0, R), tl.arange(0, C)
+    hit = product >= row_bound[:, None]
+    if tl.max(tl.max(hit.to(tl.int32), 1), 0) > 0:
+        other = tl.load(column_ids_ptr + column + in_column)
+        append(value_ptr, other_ptr, count_ptr, capacity, row, in_row, hit, product * scale, other, 1)
+    if SELF:
+        bound = tl.load(threshold_ptr + column + in_column) / scale
+        hit = product >= bound[None, :]
         if tl.max(tl.max(hit.to(tl.int32), 1), 0) > 0:
-            other = tl.load(column_ids_ptr + here + in_column)
-            append(value_ptr, other_ptr, count_ptr, capacity, row, in_row, hit, product * scale, other, 1)
-        if SELF:
-            bound = tl.load(threshold_ptr + here + in_column) / scale
-            hit = product >= bound[None, :]
-            if tl.max(tl.max(hit.to(tl.int32), 1), 0) > 0:
-                other = tl.load(row_ids_ptr + row + in_row)
-                append(value_ptr, other_ptr, count_ptr, capacity, here, in_column, hit, product * scale, other, 0)
+            other = tl.load(row_ids_ptr + row + in_row)
+            append(value_ptr, other_ptr, count_ptr, capacity, column, in_column, hit, product * scale, other, 0)
 
 
 @triton.jit
-def dense(product, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, capacity, scale, COLUMN: tl.constexpr,
-          EXCLUDE: tl.constexpr, SLICE: tl.constexpr):  # fmt: skip
-    """Stores the products of a tile, a slice of its columns at a time; -1 where nobody stands."""
+def store(product, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, capacity, scale, row, column, to,
+          EXCLUDE: tl.constexpr):  # fmt: skip
+    """Stores products from ``to`` on in the lists of their rows; -1 where nobody stands."""
     R: tl.constexpr = product.shape[0]
     C: tl.constexpr = product.shape[1]
-    if C > SLICE:
-        left, right = tl.split(tl.permute(tl.reshape(product, [R, 2, C // 2]), (0, 2, 1)))
-        dense(left, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, capacity, scale, COLUMN, EXCLUDE, SLICE)
-        dense(right, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, capacity, scale, COLUMN + C // 2, EXCLUDE,
-              SLICE)  # fmt: skip
+    in_row, in_column = tl.arange(0, R), tl.arange(0, C)
+    other = tl.load(column_ids_ptr + column + in_column)
+    meets = product == product
+    if EXCLUDE:
+        meets &= tl.load(row_ids_ptr + row + in_row)[:, None] != other[None, :]
+    at = row.to(tl.int64) * capacity + to
+    to_entry = in_row[:, None] * capacity + in_column[None, :]
+    tl.store(value_ptr + at + to_entry, product * scale)
+    tl.store(other_ptr + at + to_entry, tl.where(meets, other[None, :], -1))
+
+
+# A wide tile's epilogue works on SLICE columns at a time, so that what few tiles need does not take all registers: a level
+# halves what is wider. (One function that calls itself is more than Triton takes before 3.6.)
+@triton.jit
+def halves(product):
+    R: tl.constexpr = product.shape[0]
+    C: tl.constexpr = product.shape[1]
+    return tl.split(tl.permute(tl.reshape(product, [R, 2, C // 2]), (0, 2, 1)))
+
+
+@triton.jit
+def finish_1(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr, capacity,
+             scale, row, column, to, SELF: tl.constexpr, DENSE: tl.constexpr, EXCLUDE: tl.constexpr,
+             SLICE: tl.constexpr):  # fmt: skip
+    if DENSE:
+        store(product, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, capacity, scale, row, column, to, EXCLUDE)
     else:
-        row = tl.arange(0, R)
-        column = COLUMN + tl.arange(0, C)
-        other = tl.load(column_ids_ptr + column)
-        meets = product == product
-        if EXCLUDE:
-            meets &= tl.load(row_ids_ptr + row)[:, None] != other[None, :]
-        to = row[:, None] * capacity + column[None, :]
-        tl.store(value_ptr + to, product * scale)
-        tl.store(other_ptr + to, tl.where(meets, other[None, :], -1))
+        offer(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr, capacity,
+              scale, row, column, SELF)  # fmt: skip
+
+
+@triton.jit
+def finish_2(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr, capacity,
+             scale, row, column, to, SELF: tl.constexpr, DENSE: tl.constexpr, EXCLUDE: tl.constexpr,
+             SLICE: tl.constexpr):  # fmt: skip
+    C: tl.constexpr = product.shape[1]
+    if C > SLICE:
+        left, right = halves(product)
+        finish_1(left, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+                 capacity, scale, row, column, to, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
+        finish_1(right, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+                 capacity, scale, row, column + C // 2, to + C // 2, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
+    else:
+        finish_1(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+                 capacity, scale, row, column, to, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
+
+
+@triton.jit
+def finish_4(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr, capacity,
+             scale, row, column, to, SELF: tl.constexpr, DENSE: tl.constexpr, EXCLUDE: tl.constexpr,
+             SLICE: tl.constexpr):  # fmt: skip
+    C: tl.constexpr = product.shape[1]
+    if C > SLICE:
+        left, right = halves(product)
+        finish_2(left, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+                 capacity, scale, row, column, to, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
+        finish_2(right, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+                 capacity, scale, row, column + C // 2, to + C // 2, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
+    else:
+        finish_2(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+                 capacity, scale, row, column, to, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
+
+
+@triton.jit
+def finish_8(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr, capacity,
+             scale, row, column, to, SELF: tl.constexpr, DENSE: tl.constexpr, EXCLUDE: tl.constexpr,
+             SLICE: tl.constexpr):  # fmt: skip
+    C: tl.constexpr = product.shape[1]
+    if C > SLICE:
+        left, right = halves(product)
+        finish_4(left, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+                 capacity, scale, row, column, to, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
+        finish_4(right, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+                 capacity, scale, row, column + C // 2, to + C // 2, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
+    else:
+        finish_4(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+                 capacity, scale, row, column, to, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
+
+
+@triton.jit
+def finish_16(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr, capacity,
+             scale, row, column, to, SELF: tl.constexpr, DENSE: tl.constexpr, EXCLUDE: tl.constexpr,
+             SLICE: tl.constexpr):  # fmt: skip
+    C: tl.constexpr = product.shape[1]
+    if C > SLICE:
+        left, right = halves(product)
+        finish_8(left, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+                 capacity, scale, row, column, to, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
+        finish_8(right, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+                 capacity, scale, row, column + C // 2, to + C // 2, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
+    else:
+        finish_8(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+                 capacity, scale, row, column, to, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
 
 
 @jit(run_time=("row_tiles", "blocks", "begin", "end", "together", "capacity"))
@@ -122,7 +188,8 @@ def sweep_kernel(rows_ptr, columns_ptr, row_ids_ptr, column_ids_ptr, value_ptr, 
                  row_tiles, blocks, begin, end, together, capacity, scale,
                  SELF: tl.constexpr, DENSE: tl.constexpr, EXCLUDE: tl.constexpr, WIDTH: tl.constexpr,
                  ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
-                 SLICE: tl.constexpr):  # fmt: skip
+                 SLICE: tl.constexpr, TMA: tl.constexpr):  # fmt: skip
+    """TMA: rows_ptr and columns_ptr are tensor descriptors of boxes ROWS x STEP and BLOCK x STEP, else pointers."""
     # Strips of `together` column blocks; in a strip all row tiles of a block, then the next column.
     at = tl.program_id(0).to(tl.int64)
     strip = at // (together.to(tl.int64) * row_tiles)
@@ -137,35 +204,45 @@ def sweep_kernel(rows_ptr, columns_ptr, row_ids_ptr, column_ids_ptr, value_ptr, 
     if SELF:
         column_block = (row_block + column_block + blocks) % blocks
 
-    row = row_tile * ROWS + tl.arange(0, ROWS)
-    column = column_block * BLOCK + tl.arange(0, BLOCK)
-    depth = tl.arange(0, STEP)
-    a_ptr = rows_ptr + row_tile.to(tl.int64) * ROWS * WIDTH + (tl.arange(0, ROWS)[:, None] * WIDTH + depth[None, :])
-    b_ptr = (
-        columns_ptr
-        + column_block.to(tl.int64) * BLOCK * WIDTH
-        + (depth[:, None] + tl.arange(0, BLOCK)[None, :] * WIDTH)
-    )
     product = tl.zeros([ROWS, BLOCK], tl.float32)
-    for _ in range(0, WIDTH, STEP):
-        product = tl.dot(tl.load(a_ptr), tl.load(b_ptr), product, input_precision=PRECISION)
-        a_ptr += STEP
-        b_ptr += STEP
-
-    if DENSE:
-        # Nobody stands for padding, for the row itself, and for what is not finite (its products are NaN).
-        lists = row_tile.to(tl.int64) * ROWS * capacity + slot * BLOCK
-        dense(product, row_ids_ptr + row_tile * ROWS, column_ids_ptr + column_block * BLOCK, value_ptr + lists,
-              other_ptr + lists, capacity, scale, 0, EXCLUDE, SLICE)  # fmt: skip
+    if TMA:
+        for depth in range(0, WIDTH, STEP):
+            a = rows_ptr.load([row_tile * ROWS, depth])
+            b = columns_ptr.load([column_block * BLOCK, depth])
+            product = tl.dot(a, b.T, product, input_precision=PRECISION)
     else:
-        row_bound = tl.load(threshold_ptr + row) / scale
+        depth = tl.arange(0, STEP)
+        a_ptr = rows_ptr + row_tile.to(tl.int64) * ROWS * WIDTH + (tl.arange(0, ROWS)[:, None] * WIDTH + depth[None, :])
+        b_ptr = (
+            columns_ptr
+            + column_block.to(tl.int64) * BLOCK * WIDTH
+            + (depth[:, None] + tl.arange(0, BLOCK)[None, :] * WIDTH)
+        )
+        for _ in range(0, WIDTH, STEP):
+            product = tl.dot(tl.load(a_ptr), tl.load(b_ptr), product, input_precision=PRECISION)
+            a_ptr += STEP
+            b_ptr += STEP
+
+    # Nobody stands for padding, for the row itself, and for what is not finite (its products are NaN).
+    row, column, to = row_tile * ROWS, column_block * BLOCK, slot * BLOCK
+    row_bound = tl.load(threshold_ptr + row + tl.arange(0, ROWS)) / scale
+    if DENSE:
+        any_hit = 1
+    else:
         hit = product >= row_bound[:, None]
         if SELF:
-            column_bound = tl.load(threshold_ptr + column) / scale
+            column_bound = tl.load(threshold_ptr + column + tl.arange(0, BLOCK)) / scale
             hit |= product >= column_bound[None, :]
-        if tl.max(tl.max(hit.to(tl.int32), 1), 0) > 0:
-            offer(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
-                  capacity, scale, row_tile * ROWS, column_block * BLOCK, 0, SELF, SLICE)  # fmt: skip
+        any_hit = tl.max(tl.max(hit.to(tl.int32), 1), 0)
+    if any_hit > 0:
+        finish_16(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+                  capacity, scale, row, column, to, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
+
+
+def described(packed: Tensor, rows: int, step: int) -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor  # not in Triton before 3.4
+
+    return TensorDescriptor.from_tensor(packed, [rows, step])
 
 
 def sweep(queries: Packed, corpus: Packed, lists: Lists, wave: Wave, exclude_self: bool, tile: Tile) -> None:
@@ -174,11 +251,13 @@ def sweep(queries: Packed, corpus: Packed, lists: Lists, wave: Wave, exclude_sel
     width, wide = queries.data.shape[1], queries.data.element_size()
     row_tiles = wave.row_blocks * (tile.block // tile.rows)
     together = min(max(COLUMN_BYTES // (tile.block * width * wide), 4), 64)
+    rows, columns = queries.data, corpus.data
+    if tile.tma:
+        rows, columns = described(rows, tile.rows, tile.step), described(columns, tile.block, tile.step)
     launch(
-        sweep_kernel, row_tiles * (wave.end - wave.begin), lists.value,
-        queries.data, corpus.data, queries.ids, corpus.ids, *lists, row_tiles, corpus.blocks, wave.begin, wave.end,
-        together, lists.capacity, 1.0 / (queries.unit * corpus.unit),
+        sweep_kernel, row_tiles * (wave.end - wave.begin), lists.value, rows, columns, queries.ids, corpus.ids, *lists,
+        row_tiles, corpus.blocks, wave.begin, wave.end, together, lists.capacity, 1.0 / (queries.unit * corpus.unit),
         SELF=wave.itself, DENSE=wave.dense, EXCLUDE=exclude_self, WIDTH=width, ROWS=tile.rows, BLOCK=tile.block,
-        STEP=tile.step, PRECISION="ieee" if wide == 2 else "tf32x3", SLICE=tile.slice,
+        STEP=tile.step, PRECISION="ieee" if wide == 2 else "tf32x3", SLICE=tile.slice, TMA=tile.tma,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -9,47 +11,50 @@ import torch
 from .._launch import INTERPRETED
 
 SHORT = 64  # columns: rows as short stay in float32, and are multiplied as three products of TF32 parts
+# Tensor descriptors, which the TMA unit of capability 9.0 and newer copies by (Triton 3.4 or newer).
+HAS_DESCRIPTORS = importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
 
 
 class Tile(NamedTuple):
-    """rows x block products a program, step columns of d at a time; block: positions of a block of rows as well.
-
-    slice: columns of a tile that its epilogue works on at once, where a product passes: fewer take fewer registers.
-    """
+    """rows x block products a program, step columns of d at a time; block: positions of a block of rows as well."""
 
     rows: int
     block: int
     step: int
     warps: int
     stages: int
-    slice: int
+    slice: (
+        int  # columns of a tile that its epilogue works on at once, where a product passes: fewer take fewer registers
+    )
+    tma: bool = False  # panels come by tensor descriptors, not by pointers
 
 
-# (major compute capability, d class, n class) -> Tile. Classes: tile_class(). Capability 0 stands for all others.
-# Not measured yet: chosen by counting registers and shared memory (bench/compile_report.py).
-TABLE: dict[tuple[int, str, str], Tile] = {
-    (0, "half", "any"): Tile(128, 128, 64, 8, 3, 16),
-    (0, "float", "any"): Tile(64, 64, 32, 4, 2, 16),
-    (9, "half", "any"): Tile(128, 256, 64, 8, 4, 16),
-    (10, "half", "any"): Tile(128, 256, 64, 8, 4, 16),
+# (major compute capability, d class, n class, k class) -> Tile, by tile_class(); "any" and capability 0 stand for the
+# others. Not measured yet: chosen by registers, spills and shared memory (bench/compile_report.py).
+TABLE: dict[tuple[int, str, str, str], Tile] = {
+    (0, "float", "any", "any"): Tile(64, 64, 32, 4, 2, 16),
+    (0, "half", "any", "any"): Tile(128, 128, 64, 8, 3, 16),
+    (9, "half", "any", "any"): Tile(128, 256, 64, 8, 4, 16),
+    (10, "half", "any", "any"): Tile(128, 256, 64, 8, 4, 16),
 }
 
 
-def tile_class(d: int, n: int) -> tuple[str, str]:
-    """half: rows packed in 16 bit; float: short rows, packed in 32."""
-    return "half" if d > SHORT else "float", "small" if n < 1 << 14 else "large"
+def tile_class(d: int, n: int, k: int) -> tuple[str, str, str]:
+    """d: "float" rows stay in 32 bit, "half" and "wide" ones are packed in 16; n; k decides how long the lists are."""
+    width = "float" if d <= SHORT else "half" if d <= 512 else "wide"
+    return width, "small" if n < 1 << 14 else "large", "few" if k <= 32 else "many"
 
 
-def tile_for(major: int, d: int, n: int) -> Tile:
-    """Of GPUs of compute capability ``major``.*, for n rows of d columns."""
-    kind, size = tile_class(d, n)
-    for key in ((major, kind, size), (major, kind, "any"), (0, kind, size)):
-        if key in TABLE:
-            return TABLE[key]
-    return TABLE[0, kind, "any"]
+def tile_for(major: int, d: int, n: int, k: int) -> Tile:
+    """For GPUs of compute capability ``major``.*, a corpus of n rows of d columns and k neighbours."""
+    width, size, many = tile_class(d, n, k)
+    widths = ("wide", "half") if width == "wide" else (width,)
+    key = next(key for key in product((major, 0), widths, (size, "any"), (many, "any")) if key in TABLE)
+    tile = TABLE[key]
+    return tile._replace(tma=tile.tma and HAS_DESCRIPTORS)
 
 
-def sweep_tile(device: torch.device, d: int, n: int) -> Tile:
+def sweep_tile(device: torch.device, d: int, n: int, k: int) -> Tile:
     if INTERPRETED:
         return Tile(256, 256, 64, 4, 1, 128)
-    return tile_for(torch.cuda.get_device_capability(device)[0], d, n)
+    return tile_for(torch.cuda.get_device_capability(device)[0], d, n, k)
