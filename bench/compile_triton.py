@@ -1,30 +1,30 @@
-"""What the compiler made of the Triton kernels, without a GPU.
+"""The Triton kernels compiled for GPUs that need not be there; bench/compile_report.py prints what came out.
 
-The stages run on CPU tensors with every launch recorded instead of done; each is then compiled for GPUs with the types,
+The stages run on CPU tensors with every launch recorded instead of done; each is then compiled with the types,
 constants and alignments that the call had.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib
+import multiprocessing
+import os
 import pkgutil
 import re
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from compile_cuda import main_loop
+from compile_limits import TENSOR_CORES, Kernel
 from torch import Tensor
 
-# Compute capability: the shared memory a block may have.
-SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-TENSOR_CORES = {8: "HMMA", 9: "HGMMA", 10: "UTCHMMA", 12: "HMMA"}  # by major capability, of the sweep in half precision
-MOST_SPILL_BYTES = 64  # in the epilogue of the sweep
 TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
@@ -32,24 +32,10 @@ TYPES = {
     torch.bfloat16: "bf16",
     torch.int64: "i64",
     torch.int32: "i32",
+    torch.int8: "i8",
     torch.uint8: "u8",
     torch.bool: "i1",
 }
-
-
-@dataclass
-class Kernel:
-    """One compiled variant."""
-
-    name: str
-    variant: str
-    arch: int
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    warps: int
-    tensor_core_instructions: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -62,16 +48,34 @@ class Launch:
     options: tuple[tuple[str, int], ...]
 
 
+def modules() -> list[Any]:
+    """Of the Triton backend."""
+    package = importlib.import_module("gloss_kernels._triton")
+    names = [info.name for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+    return [importlib.import_module(name) for name in names]
+
+
+def all_kernels() -> set[str]:
+    """module.kernel of every kernel there is."""
+    named = ((module.__name__, name) for module in modules() for name in vars(module) if name.endswith("_kernel"))
+    return {f"{module}.{name}" for module, name in named}
+
+
 def recorded(work: Callable[[], None]) -> list[Launch]:
     """The launches of ``work``, each kind once. None is carried out."""
     launches: dict[Launch, None] = {}
 
     def record(kernel: Any, grid: Any, like: Tensor, *values: Any, **meta: Any) -> None:
-        options = {name: meta.pop(name) for name in ("num_warps", "num_stages") if name in meta}
+        options = importlib.import_module("gloss_kernels._triton._launch").OPTIONS | {
+            name: meta.pop(name) for name in ("num_warps", "num_stages") if name in meta
+        }
         arguments, constants = [], list(meta.items())
         for parameter, value in zip([p for p in kernel.params if p.name not in meta], values, strict=True):
             if isinstance(value, Tensor):
                 arguments.append((parameter.name, "*" + TYPES[value.dtype], True))
+            elif hasattr(value, "block_shape"):  # a tensor descriptor
+                shape = ", ".join(map(str, value.block_shape))
+                arguments.append((parameter.name, f"tensordesc<{TYPES[value.base.dtype]}[{shape}]>", False))
             elif isinstance(value, bool):
                 arguments.append((parameter.name, "i1", False))
             elif isinstance(value, float):
@@ -83,10 +87,7 @@ def recorded(work: Callable[[], None]) -> list[Launch]:
                 arguments.append((parameter.name, kind, value % 16 == 0 and not parameter.do_not_specialize))
         launches[Launch(kernel, tuple(arguments), tuple(sorted(constants)), tuple(sorted(options.items())))] = None
 
-    package = importlib.import_module("gloss_kernels._triton")
-    names = [info.name for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
-    modules = [importlib.import_module(name) for name in names]
-    before = [(module, module.launch) for module in modules if hasattr(module, "launch")]
+    before = [(module, module.launch) for module in modules() if hasattr(module, "launch")]
     for module, _ in before:
         module.launch = record
     try:
@@ -97,7 +98,7 @@ def recorded(work: Callable[[], None]) -> list[Launch]:
     return list(launches)
 
 
-def compile_launch(launch: Launch, arch: int, tool: Path) -> Kernel:
+def compile_launch(launch: Launch, arch: int) -> Kernel:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -114,6 +115,7 @@ def compile_launch(launch: Launch, arch: int, tool: Path) -> Kernel:
     start = time.perf_counter()
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
     seconds = time.perf_counter() - start
+    tool = next(Path(triton.__file__).parent.rglob("cuobjdump"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -123,82 +125,139 @@ def compile_launch(launch: Launch, arch: int, tool: Path) -> Kernel:
         )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
-    kinds = [kind.removeprefix("*") for _, kind, _ in launch.arguments if kind.startswith("*")]
-    shown = [f"{name}={value}" for name, value in launch.constants if name.isupper()]
-    return Kernel(
+    kernel = Kernel(
+        backend="triton",
         name=launch.kernel.__name__,
-        variant=" ".join([kinds[0], *shown]),
+        variant=variant(launch),
         arch=arch,
         registers=int(found[1]),
         spill_bytes=int(found[2]),
         shared_bytes=compiled.metadata.shared,
-        warps=compiled.metadata.num_warps,
-        tensor_core_instructions=len(re.findall(rf"\b{TENSOR_CORES[arch // 10]}\b", code)),
         seconds=seconds,
     )
+    if kernel.name == "sweep_kernel" and "fp16" in kernel.variant:
+        kernel.tensor_cores, kernel.main_loop_spills = main_loop(code, TENSOR_CORES["triton"][arch // 10])
+    return kernel
 
 
-def problems(kernels: list[Kernel]) -> list[str]:
-    out = []
-    for k in kernels:
-        where = f"{k.name} {k.variant} (sm_{k.arch})"
-        if k.spill_bytes > MOST_SPILL_BYTES:
-            out.append(f"{where}: {k.spill_bytes} bytes of spills")
-        if k.shared_bytes > SHARED[k.arch]:
-            out.append(f"{where}: {k.shared_bytes} bytes of shared memory, the card has {SHARED[k.arch]}")
-        if k.name == "sweep_kernel" and k.variant.startswith("fp16") and not k.tensor_core_instructions:
-            out.append(f"{where}: no {TENSOR_CORES[k.arch // 10]} in its machine code")
-    return out
+def variant(launch: Launch) -> str:
+    """The types of its numbers, and its constants: a flag by its name where it is set."""
+    kinds = re.findall(r"fp\d\d|bf16", " ".join(kind for _, kind, _ in launch.arguments))
+    shown = [
+        name if value is True else f"{name}={value}"
+        for name, value in launch.constants
+        if name.isupper() and value is not False
+    ]
+    return " ".join([*dict.fromkeys(kinds), *shown])
+
+
+# ------------------------------------------------- calls whose launches are all that a user's calls make
+def topk_calls(arch: int) -> None:
+    from gloss_kernels import _triton
+    from gloss_kernels._triton.topk import search, tiles
+
+    search.check_finite = lambda name, rows: None
+    n, k = 20_000, 15
+    cases = [(torch.float32, 384, False), (torch.float32, 48, False), (torch.float16, 384, False)]
+    for dtype, d, tma in [*cases, *[(torch.float32, 384, True)] * (arch >= 90 and tiles.HAS_DESCRIPTORS)]:
+        search.sweep_tile = lambda device, d, n, k, tma=tma: tiles.tile_for(arch // 10, d, n, k)._replace(tma=tma)
+        x = torch.ones(n, d, dtype=dtype)
+        _triton.cosine_topk(x, None, k, True, None)
+        if dtype == torch.float32:
+            _triton.cosine_topk(x[:600], x, k, False, torch.zeros(600, 20, dtype=torch.int64))
+    for dtype in (torch.float64, torch.float32):
+        x = torch.ones(300, 384, dtype=dtype)
+        _, indices = _triton.cosine_topk(x, None, k, True, None)
+        _triton.cosine_topk_backward(x, None, indices * 0, torch.ones(300, k, dtype=dtype), (True, True))
+
+
+def graph_calls(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns a graph for the calls of the next stage."""
+    from gloss_kernels import _triton
+
+    n, k = 2000, 15
+    indices = (torch.arange(n)[:, None] + torch.arange(1, k + 1)) % n
+    weights = torch.ones(n * k, dtype=dtype)
+    for symmetrize in (None, "sum", "union", "mutual"):
+        crow, col, *origin = _triton.knn_structure(indices, symmetrize)
+        values = torch.ones(int(crow[-1]), dtype=dtype)
+        forward, reverse = (places[: len(values)] for places in origin)
+        _triton.combine_edges(weights, forward, reverse, symmetrize)
+        _triton.combine_edges_backward(values, weights, forward, reverse, symmetrize)
+        if symmetrize == "sum":
+            graph = crow, col[: len(values)], values
+    for normalization in ("row", "symmetric", "paper"):
+        _triton.normalize_edges(*graph, normalization)
+        _triton.normalize_edges_backward(graph[2], *graph, normalization)
+    return graph
+
+
+def propagate_calls(crow: Tensor, col: Tensor, values: Tensor) -> None:
+    """No kernel writes anything: the tolerance -1 keeps the iterations going, and all rows are declared reachable."""
+    forward, backward = (
+        importlib.import_module(f"gloss_kernels._triton.{name}") for name in ("propagate", "propagate_backward")
+    )
+    n = len(crow) - 1
+    fixed, reachable = torch.arange(n) % 3 == 0, torch.ones(n, dtype=torch.bool)
+    forward.find_reachable(crow, col, values, fixed)
+    before = forward.find_reachable, backward.solve
+    forward.find_reachable = lambda *_: reachable
+    backward.solve = lambda system, b, *_: (torch.zeros_like(b), b.new_zeros(b.shape[1]), 0)
+    try:
+        for classes in (4, 20, 100):
+            f, prior = values.new_ones(n, classes), values.new_ones(classes)
+            for alpha in (None, 0.5):
+                forward.propagate(crow, col, values, fixed, f, False, prior, alpha, 0.0, -1.0, 8)
+                backward.propagate_backward(
+                    f, crow, col, values, fixed, reachable, prior, f, torch.tensor(1e-4), alpha, 0.0, 8
+                )
+    finally:
+        forward.find_reachable, backward.solve = before
+
+
+def dense_calls(dtype: torch.dtype) -> None:
+    from gloss_kernels import _triton, dense
+
+    n = 128
+    before, dense._cholesky = dense._cholesky, lambda system: torch.eye(n, dtype=system.dtype)
+    x, sigma, y = torch.ones(n, 384, dtype=dtype), torch.ones(n, dtype=torch.float64), torch.arange(n) % 4
+    labels = torch.where(y > 0, y, -1)
+    for alpha, normalization in ((None, "row"), (None, "paper"), (0.5, "symmetric")):
+        for target in ("nll", "paper"):
+            for weight in (None, torch.ones(4, dtype=torch.float64)):
+                _triton.dense_loss(x, sigma, labels, y, y == 0, weight, 4, alpha, normalization, target, 0.01, True)
+    dense._cholesky = before
 
 
 def work(arch: int) -> Callable[[], None]:
     """Calls of every stage whose launches between them cover every kernel."""
 
     def run() -> None:
-        from gloss_kernels import _triton
-        from gloss_kernels._triton.topk import search, tiles
-
-        search.sweep_tile = lambda device, d, n: tiles.tile_for(arch // 10, d, n)
-        search.check_finite = lambda name, rows: None
-        n, k = 20_000, 15
-        for dtype, d in ((torch.float32, 384), (torch.float16, 384), (torch.float32, 48)):
-            x = torch.ones(n, d, dtype=dtype)
-            _, indices = _triton.cosine_topk(x, None, k, True, None)
-            _triton.cosine_topk(x[:600], x, k, False, torch.zeros(600, 20, dtype=torch.int64))
-            _triton.cosine_topk(x[:100], None, k, True, None)
-        for dtype in (torch.float64, torch.float32):
-            x = torch.ones(300, 384, dtype=dtype)
-            _, indices = _triton.cosine_topk(x, None, k, True, None)
-            _triton.cosine_topk_backward(x, None, indices * 0, torch.ones(300, k, dtype=dtype), (True, True))
+        topk_calls(arch)
+        propagate_calls(*graph_calls(torch.float32))
+        dense_calls(torch.float32)
 
     return run
 
 
-def report(archs: list[int], tool: Path) -> list[Kernel]:
-    kernels = []
+_launches: list[tuple[Launch, int]] = []  # kernels cannot be sent to another process: it inherits them
+
+
+def _compile_nth(nth: int) -> Kernel:
+    return compile_launch(*_launches[nth])
+
+
+def kernels(archs: list[int]) -> Iterator[Kernel]:
+    """Compiled by as many processes as there are processors."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise SystemExit("TRITON_INTERPRET=1 is set: kernels would be interpreted, not compiled")
     for arch in archs:
-        if arch // 10 not in TENSOR_CORES or arch not in SHARED:
-            raise SystemExit(f"--arch {arch}: wants one of {', '.join(map(str, SHARED))}")
-        for launch in recorded(work(arch)):
-            kernels.append(compile_launch(launch, arch, tool))
-            k = kernels[-1]
-            print(
-                f"{k.name:24} {k.variant[:84]:84} {k.arch:3} {k.registers:9} {k.spill_bytes:6} {k.shared_bytes:6}"
-                f" {k.tensor_core_instructions or '':>5}",
-                flush=True,
-            )
-    return kernels
-
-
-def main() -> int:
-    """python bench/compile_triton.py [80 90 100]"""
-    import triton
-
-    tool = next(Path(triton.__file__).parent.rglob("cuobjdump"))
-    wrong = problems(report([int(arch) for arch in sys.argv[1:]] or [80, 90, 100], tool))
-    print("\n" + ("\n".join(wrong) if wrong else "all kernels within the limits"))
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        found = recorded(work(arch))
+        never = all_kernels() - {f"{launch.kernel.fn.__module__}.{launch.kernel.__name__}" for launch in found}
+        if never:
+            raise SystemExit(f"no call of compile_triton.work() launches {', '.join(sorted(never))}")
+        _launches.extend((launch, arch) for launch in found)
+    forked = multiprocessing.get_context("fork")
+    processes = len(os.sched_getaffinity(0))
+    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=forked) as pool:
+        yield from pool.map(_compile_nth, range(len(_launches)))

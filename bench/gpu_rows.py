@@ -17,6 +17,8 @@ from torch.nn import functional as F
 import gloss_kernels as gk
 
 Run = Callable[[], Any]
+ROUNDS = 5
+TRITON = "gloss, triton"  # the same functions with backend="triton"
 
 
 @dataclass
@@ -43,7 +45,7 @@ def sync(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(run: Run, device: torch.device, rounds: int = 5) -> tuple[float, int | None, Any]:
+def measure(run: Run, device: torch.device, rounds: int | None = None) -> tuple[float, int | None, Any]:
     """Median seconds by CUDA events (a clock on the CPU) after a warm-up, most memory beyond what was there, result."""
     result = run()
     sync(device)
@@ -52,7 +54,7 @@ def measure(run: Run, device: torch.device, rounds: int = 5) -> tuple[float, int
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-    for _ in range(rounds):
+    for _ in range(rounds or ROUNDS):
         if device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -165,6 +167,7 @@ def topk_rows(machine: Machine, device: torch.device, n: int, d: int, dtype: tor
     job, bound = f"topk {n:,} x {d} {str(dtype)[6:]}", n * n * d / machine.matrix_flops
     methods: dict[str, Callable[[], Run]] = {
         "gloss": lambda: lambda: gk.cosine_topk(x, k=k),
+        TRITON: lambda: lambda: gk.cosine_topk(x, k=k, backend="triton"),
         "torch mm + topk, float32": lambda: mm_topk(x, None, k, torch.float32),
         "torch mm + topk, float16": lambda: mm_topk(x, None, k, torch.float16),
         "FAISS GpuIndexFlatIP": lambda: faiss_flat(x, None, k),
@@ -172,7 +175,7 @@ def topk_rows(machine: Machine, device: torch.device, n: int, d: int, dtype: tor
         "FlashLib": lambda: flash_knn(x, None, k),
     }
     for name, make in methods.items():
-        ours = name == "gloss"
+        ours = name.startswith("gloss")
         checked = recall(x, None, k) if ours or "mm" in name else (lambda _: {})
         row = timed(Row(job, name, bound=bound), make, device, checked)
         if row.seconds:
@@ -187,6 +190,7 @@ def query_rows(
     job, bound = f"{queries} queries, {n:,} x {d} float16", 2 * c.nbytes / machine.copy_bytes
     methods: dict[str, Callable[[], Run]] = {
         "gloss": lambda: lambda: gk.cosine_topk(q, c, k=k),
+        TRITON: lambda: lambda: gk.cosine_topk(q, c, k=k, backend="triton"),
         "torch mm + topk, float16": lambda: mm_topk(q, c, k, torch.float16),
         "FAISS GpuIndexFlatIP": lambda: faiss_flat(q, c, k),
         "cuVS brute force": lambda: cuvs_brute_force(q, c, k),
@@ -219,10 +223,15 @@ def gradient_rows(machine: Machine, device: torch.device, n: int, d: int, k: int
         return run
 
     job, bound = f"topk gradient {n:,} x {d}", (2 * k + 3) * x.nbytes / machine.copy_bytes
-    gradient = lambda: torch.autograd.grad(found.values, x, weight, retain_graph=True)  # noqa: E731
+
+    def ours(backend: str) -> Run:
+        values = found.values if backend == "auto" else gk.cosine_topk(x, k=k, backend=backend).values
+        return lambda: torch.autograd.grad(values, x, weight, retain_graph=True)
+
     with torch.no_grad():
         peer = torchs()
-    yield timed(Row(job, "gloss", bound=bound), lambda: gradient, device, lambda _: {})
+    yield timed(Row(job, "gloss", bound=bound), lambda: ours("auto"), device, lambda _: {})
+    yield timed(Row(job, TRITON, bound=bound), lambda: ours("triton"), device, lambda _: {})
     yield timed(Row(job, "torch index_add", bound=bound), lambda: torch.no_grad()(peer), device, lambda _: {})
 
 
@@ -266,19 +275,24 @@ def propagate_rows(
     labels[torch.rand(n, generator=generator, device=device) >= labeled] = -1
     plain = gk.TopK(found.values.detach(), found.indices)
     x = torch.empty(n, 1, device=device)
-    yield timed(
-        Row(f"graph {n:,}, k = {k}", "gloss", bound=n * k * 100 / machine.copy_bytes),
-        lambda: lambda: gk.similarity_graph(x, sigma=0.3, neighbors=plain),
-        device,
-        lambda graph: {"edges": graph.num_edges},
-    )
+    for name, backend in (("gloss", "auto"), (TRITON, "triton")):
+        yield timed(
+            Row(f"graph {n:,}, k = {k}", name, bound=n * k * 100 / machine.copy_bytes),
+            lambda: lambda: gk.similarity_graph(x, sigma=0.3, neighbors=plain, backend=backend),  # noqa: B023
+            device,
+            lambda graph: {"edges": graph.num_edges},
+        )
     graph = gk.similarity_graph(x, sigma=0.3, neighbors=plain)
     values = graph.values.detach().clone().requires_grad_()
 
-    def both() -> gk.Propagation:
-        result = gk.propagate_labels(graph._replace(values=values), labels, classes, tol=tol)
-        torch.autograd.grad(result.probabilities.square().sum(), values)
-        return result
+    def both(backend: str) -> Run:
+        def run() -> gk.Propagation:
+            live = graph._replace(values=values)
+            result = gk.propagate_labels(live, labels, classes, tol=tol, backend=backend)
+            torch.autograd.grad(result.probabilities.square().sum(), values)
+            return result
+
+        return run
 
     def facts(result: Any) -> dict[str, Any]:
         return {"iterations": int(result.iterations), "residual": float(result.residual)}
@@ -286,9 +300,10 @@ def propagate_rows(
     job = f"propagate {n:,}, C = {classes}, {labeled:.0%} labelled"
     # The graph once, boundary and result once: below this no solver gets.
     bound = (graph.num_edges * 12 + 2 * n * classes * 4) / machine.copy_bytes
-    ours = lambda: gk.propagate_labels(graph, labels, classes, tol=tol)  # noqa: E731
-    yield timed(Row(job, "gloss", bound=bound), lambda: ours, device, facts)
-    yield timed(Row(job, "gloss, forward + backward", bound=bound), lambda: both, device, facts)
+    for name, backend in (("gloss", "auto"), (TRITON, "triton")):
+        ours = lambda: gk.propagate_labels(graph, labels, classes, tol=tol, backend=backend)  # noqa: E731, B023
+        yield timed(Row(job, name, bound=bound), lambda: ours, device, facts)  # noqa: B023
+        yield timed(Row(job, f"{name}, forward + backward", bound=bound), lambda: both(backend), device, facts)  # noqa: B023
     yield timed(
         Row(job, "torch sparse cg", bound=bound), lambda: torch_cg(graph, labels, classes, tol), device, lambda _: {}
     )
@@ -301,13 +316,17 @@ def loss_rows(machine: Machine, device: torch.device, n: int, d: int, n_neighbor
     y = torch.arange(n, device=device) % classes
     hidden = torch.rand(n, generator=torch.Generator(device).manual_seed(2), device=device) < 0.3
     hide, keep = hidden.nonzero().squeeze(1), (~hidden).nonzero().squeeze(1)
-    loss_fn = gk.GLoss(classes, sigma=sigma, n_neighbors=n_neighbors)
     eye = torch.eye(n, device=device)
 
-    def ours() -> Tensor:
-        loss = loss_fn(x, y, hidden)
-        torch.autograd.grad(loss, x)
-        return loss.detach()
+    def ours(backend: str) -> Run:
+        loss_fn = gk.GLoss(classes, sigma=sigma, n_neighbors=n_neighbors, backend=backend)
+
+        def run() -> Tensor:
+            loss = loss_fn(x, y, hidden)
+            torch.autograd.grad(loss, x)
+            return loss.detach()
+
+        return run
 
     def plain() -> Tensor:
         u = F.normalize(x)
@@ -320,7 +339,9 @@ def loss_rows(machine: Machine, device: torch.device, n: int, d: int, n_neighbor
 
     job = f"loss {n:,} x {d}, " + ("dense" if n_neighbors is None else f"k = {n_neighbors}")
     bound = 2 * n * n * d / machine.matrix_flops
-    yield timed(Row(job, "gloss", bound=bound), lambda: ours, device, lambda v: {"loss": round(float(v), 4)})
+    for name, backend in (("gloss", "auto"), (TRITON, "triton")):
+        run = ours(backend)
+        yield timed(Row(job, name, bound=bound), lambda: run, device, lambda v: {"loss": round(float(v), 4)})  # noqa: B023
     yield timed(
         Row(job, "plain torch, dense", bound=bound), lambda: plain, device, lambda v: {"loss": round(float(v), 4)}
     )

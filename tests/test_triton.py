@@ -1,0 +1,196 @@
+"""What only the Triton backend has: tile shapes and their tuning, tensor descriptors, compilation without a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DEVICE, documents
+
+from gloss_kernels import TopK, cosine_topk, topk_statistics
+
+pytest.importorskip("triton")
+
+from gloss_kernels._triton.topk import search, tiles
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+sys.path.insert(0, str(BENCH))
+
+import compile_limits  # noqa: E402
+import tune_triton  # noqa: E402
+
+interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="shapes of interpreted kernels")
+
+
+@interpreted
+@pytest.mark.skipif(not tiles.HAS_DESCRIPTORS, reason="Triton before 3.4 has no tensor descriptors")
+@pytest.mark.parametrize("d", [40, 130], ids=["float32 rows", "float16 rows"])
+def test_tensor_descriptors_change_nothing(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = documents(700, d)
+    for corpus, queries in ((None, x), (x, x[:400])):
+        found = []
+        for tma in (False, True):
+            tile = tiles.Tile(256, 256, 64, 4, 1, 64, tma)
+            monkeypatch.setattr(search, "sweep_tile", lambda *_, tile=tile: tile)
+            found.append(cosine_topk(queries, corpus, k=7, backend="triton"))
+            assert topk_statistics()["candidates"] > 0
+        truth = cosine_topk(queries, corpus, k=7, backend="reference")
+        assert torch.equal(found[0].indices, found[1].indices) and torch.equal(found[0].values, found[1].values)
+        torch.testing.assert_close(found[1].values, truth.values.float(), rtol=0, atol=3e-7)
+
+
+# ----------------------------------------------------------------------------------------------- tiles
+def test_every_problem_has_a_tile_and_the_nearest_class_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {
+        name: tiles.Tile(64, 64, 32, 4, 2, 8 * nth) for nth, name in enumerate(["any", "wide", "many", "hopper"], 1)
+    }
+    table = {
+        (0, "float", "any", "any"): some["any"],
+        (0, "half", "any", "any"): some["any"],
+        (0, "wide", "any", "any"): some["wide"],
+        (0, "half", "large", "many"): some["many"],
+        (9, "half", "small", "any"): some["hopper"],
+    }
+    monkeypatch.setattr(tiles, "TABLE", table)
+    assert tiles.tile_for(8, 48, 1000, 5) == tiles.tile_for(9, 384, 10**6, 5) == some["any"]
+    assert tiles.tile_for(8, 1024, 1000, 5) == some["wide"] and tiles.tile_for(8, 384, 10**6, 100) == some["many"]
+    assert tiles.tile_for(9, 384, 1000, 100) == tiles.tile_for(9, 768, 1000, 5) == some["hopper"]
+
+
+def test_the_committed_shapes_fit() -> None:
+    for (major, width, *_), tile in tiles.TABLE.items():
+        for arch in [major * 10] if major else list(compile_limits.SHARED):
+            assert tune_triton.fits(tile, width, arch), (major, width, arch)
+
+
+def test_tuning_takes_the_faster_shape_and_refuses_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches whose times are known: with 16 columns a slice the least; with 8 they find other rows."""
+    start = tiles.Tile(128, 128, 64, 4, 2, 32)
+    problem = tune_triton.Problem(documents(30, 8), 5)
+    truth = cosine_topk(problem.x, k=5)
+
+    def run(tile: tiles.Tile) -> TopK:
+        time.sleep(0.001 * tile.slice)
+        return truth._replace(indices=truth.indices + (tile.slice == 8))
+
+    monkeypatch.setattr(tune_triton, "VALUES", {"slice": (8, 16, 32), "rows": (128,)})
+    monkeypatch.setattr(problem, "run", run)
+    best, log = tune_triton.tune(problem, start, "half", 90, time.monotonic() + 60)
+    assert best.slice == 16
+    assert [row["problem"] for row in log if row["tile"]["slice"] == 8] == ["other neighbours than the first shape"]
+
+
+@interpreted
+def test_a_problem_is_searched_with_the_shape_in_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        search, "filtered_search", lambda *_: seen.append(search.sweep_tile(None, 0, 0, 0)) or (0, 0, 0)
+    )
+    problem, tile = tune_triton.Problem(documents(700, 80), 5), tiles.Tile(128, 128, 64, 4, 2, 32)
+    before = search.sweep_tile
+    problem.run(tile)
+    assert seen == [tile] and search.sweep_tile is before
+
+
+def test_tuned_shapes_go_into_the_table() -> None:
+    source = tune_triton.TABLE_FILE.read_text()
+    key, tile = (9, "half", "large", "few"), tiles.Tile(64, 128, 64, 4, 3, 8, True)
+    text = tune_triton.written(source, {key: tile})
+    space: dict[str, object] = {
+        "__name__": "gloss_kernels._triton.topk.tiles",
+        "__package__": "gloss_kernels._triton.topk",
+    }
+    exec(compile(text, "tiles.py", "exec"), space)
+    assert space["TABLE"] == tiles.TABLE | {key: space["Tile"](*tile)}  # type: ignore[operator]
+    assert tune_triton.written(source, {}) == source, "the table's order and spelling are those of tune_triton.py"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_tuning_without_a_gpu_says_so() -> None:
+    done = subprocess.run([sys.executable, BENCH / "tune_triton.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: tuning wants a GPU and Triton: Triton 3.")
+
+
+# -------------------------------------------------------------------------------- compilation, without a GPU
+def compiled(code: str) -> str:
+    """Runs code with kernels that are compiled, not interpreted; deprecations are errors."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(BENCH)}
+    command = [sys.executable, "-W", "error::DeprecationWarning", "-W", "error::UserWarning", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_no_kernel_calls_itself() -> None:
+    """Triton before 3.6 does not compile a function that does."""
+    from compile_triton import modules
+
+    functions = {f for module in modules() for f in vars(module).values() if hasattr(f, "fn") and callable(f)}
+    assert len(functions) > 40
+    assert [f.fn.__name__ for f in functions if f.fn.__name__ in f.fn.__code__.co_names] == []
+
+
+def test_no_size_compiles_anew() -> None:
+    """The launches of any number of rows are the same kernels with the same constants; so of nodes and of edges."""
+    compiled("""
+import importlib, torch, compile_triton as c
+from gloss_kernels._triton.topk import search, tiles
+from gloss_kernels import _triton
+search.check_finite = lambda name, rows: None
+search.sweep_tile = lambda device, d, n, k: tiles.tile_for(9, d, n, k)
+search.LIST_BYTES = 0  # lists of one length; of very few rows they are longer
+
+def calls(n):
+    x = torch.ones(n, 384)
+    _, indices = _triton.cosine_topk(x, None, 15, True, None)
+    _triton.cosine_topk(x[: n // 7], x, 15, False, None)
+    _triton.cosine_topk_backward(x, None, indices * 0, torch.ones(n, 15), (True, True))
+    neighbors = (torch.arange(n)[:, None] + torch.arange(1, 8)) % n
+    crow, col, forward, reverse = _triton.knn_structure(neighbors, "sum")
+    values = torch.ones(len(col))
+    _triton.combine_edges(torch.ones(n * 7), forward, reverse, "sum")
+    _triton.normalize_edges(crow, col, values, "paper")
+    c.propagate_calls(crow, col, values)
+
+sizes = [c.recorded(lambda: calls(n)) for n in (5001, 9999, 11200, 13312)]
+first = set(sizes[0])
+assert len(first) > 30
+for other in sizes[1:]:
+    assert set(other) == first, set(other) ^ first
+""")
+
+
+def test_one_kernel_compiles_without_a_word() -> None:
+    """Of every new Triton: what it deprecates would show as a warning. (bench/compile_report.py compiles them all.)"""
+    shown = compiled("""
+import compile_triton as c
+launches = [one for one in c.recorded(c.work(90)) if one.kernel.__name__ in ("turn_kernel", "select_kernel")]
+for launch in {one.kernel.__name__: one for one in launches}.values():
+    kernel = c.compile_launch(launch, 90)
+    assert kernel.registers > 8 and kernel.spill_bytes == 0, kernel
+    print(kernel.name)
+""")
+    assert sorted(shown.split()) == ["select_kernel", "turn_kernel"]
+
+
+def test_limits_are_held() -> None:
+    kernel = compile_limits.Kernel("triton", "sweep_kernel", "fp16", 90, 250, 8, 1000, 24)
+    limits = importlib.import_module("compile_limits").LIMITS["triton"]
+    others = [compile_limits.Kernel("triton", name, "", 90, 32, 0, 0) for name in limits if name != kernel.name]
+    assert compile_limits.problems([kernel, *others]) == []
+    for change, said in (
+        ({"registers": 256}, "256 registers, at most 255"),
+        ({"spill_bytes": 72}, "72 bytes of spills, at most 64"),
+        ({"main_loop_spills": 2}, "2 spill instructions in the main loop"),
+        ({"shared_bytes": 250_000}, "250000 bytes of shared memory, at most 232448"),
+        ({"tensor_cores": 0}, "no HGMMA in its machine code"),
+    ):
+        changed = compile_limits.Kernel(**{**vars(kernel), **change})
+        assert compile_limits.problems([changed, *others]) == [f"triton sweep_kernel fp16 (sm_90): {said}"]
+    assert compile_limits.problems(others) == ["triton sweep_kernel: there is no such kernel"]
