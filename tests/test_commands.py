@@ -398,6 +398,6 @@ def test_both_as_programs(folder: Path) -> None:
     done = program("graph x.npy -k 10 -o graph.npz --device cpu")
     assert (done.returncode, done.stderr) == (0, "") and "components" in done.stdout
     done = program("propagate graph.npz y.npy -o out.npz --device cpu")
-    assert (done.returncode, done.stderr) == (0, "") and "reachable" in done.stdout
+    assert (done.returncode, done.stderr) == (0, "") and "reachable" in done.stdout and "components" in done.stdout
     done = program("graph x.npy -o other.npz --kind hnsw")
     assert done.returncode == 2 and "gloss-kernels[faiss-cpu]" in done.stderr and done.stderr.count("\n") == 1

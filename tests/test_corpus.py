@@ -518,6 +518,37 @@ def test_an_index_is_rebuilt_and_skips_what_has_no_row() -> None:
     assert loss_fn.last.reachable.all() and len(new) == 30
 
 
+def test_an_index_moves_and_is_copied_with_the_module() -> None:
+    need_index()
+    x, ids = batch_of(9, dtype=torch.float32)
+    loss_fn = module(index="flat").eval()
+    loss_fn(x, ids)
+    assert loss_fn.index._index is not None and loss_fn.index._index.recall_k == loss_fn.n_neighbors
+    before = loss_fn.predict(x)
+    for make in (copy.deepcopy, lambda module: module.to(x.device)):
+        other = make(loss_fn)
+        assert other.index._index is None  # built anew, where the rows are now
+        torch.testing.assert_close(other.predict(x), before)
+
+
+def test_autocast_changes_nothing() -> None:
+    x = documents(30, D, seed=9)
+    plain, cast = (module(labeled=0.5, dtype=torch.float32) for _ in range(2))
+    with torch.autocast(x.device.type, torch.bfloat16):
+        result, soft = cast.predict(x), cast.propagate().probabilities
+    assert torch.equal(result.probabilities, plain.predict(x).probabilities)
+    assert torch.equal(soft, plain.propagate().probabilities)
+
+
+def test_soft_labels_follow_a_refreshed_bank() -> None:
+    x, turned = documents(20, D, torch.float64, seed=9), documents(N, D, torch.float64).flip(1)
+    loss_fn, other = module(labeled=0.5), module(labeled=0.5)
+    loss_fn.predict(x)  # propagates
+    for each in (loss_fn, other):
+        each.refresh(turned)
+    torch.testing.assert_close(loss_fn.predict(x).probabilities, other.predict(x).probabilities, rtol=0, atol=1e-3)
+
+
 def test_bad_arguments_are_named() -> None:
     labels, x = labels_for(N, C, 1.0), documents(N, D)
     loss_fn, empty = module(dtype=torch.float32), CorpusGLoss(labels, D)
@@ -539,6 +570,8 @@ def test_bad_arguments_are_named() -> None:
         (ValueError, "^class_weight", lambda: CorpusGLoss(labels, D, class_weight=torch.ones(3))),
         (ValueError, "^bank_dtype", lambda: CorpusGLoss(labels, D, bank_dtype=torch.int8)),
         (TypeError, "^index", lambda: CorpusGLoss(labels, D, index=3)),
+        (ValueError, "^index: got 'annoy'", lambda: CorpusGLoss(labels, D, index="annoy")),
+        (ValueError, "^index: got the argument 'recal'", lambda: CorpusGLoss(labels, D, index={"recal": 0.9})),
         (ValueError, "^refresh_every", lambda: CorpusGLoss(labels, D, index="flat", refresh_every=0)),
         (ValueError, "^refresh_every", lambda: CorpusGLoss(labels, D, refresh_every=5)),
         (ValueError, "^propagate_every", lambda: CorpusGLoss(labels, D, propagate_every=0)),

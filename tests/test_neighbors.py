@@ -356,7 +356,7 @@ def test_wrong_rows_for_a_file(tmp_path: Path, saved: Path) -> None:
     for wrong, message in (
         (None, r"missing, .*bare\.index"),
         (documents(300, 9), "got 9 columns, wants 8"),
-        (x[:299], r"not the rows that .*bare\.index"),
+        (x[:299], r"got 299 rows, .*bare\.index' was built from 300"),
         (x.roll(1, 0), r"not the rows that .*bare\.index"),
     ):
         with pytest.raises(ValueError, match=f"embeddings: .*{message}"):
@@ -483,6 +483,41 @@ def test_the_same_rows_with_other_care_are_another_search(tmp_path: Path) -> Non
     build(x, "ivf_flat", recall_target=0.5).knn(5, checkpoint=tmp_path / "kept")
     with pytest.raises(ValueError, match="holds another search: index"):
         build(x, "ivf_flat", recall_target=1).knn(5, checkpoint=tmp_path / "kept")
+    build(x, "ivf_flat", recall_target=0.5, recall_k=20).knn(5, checkpoint=tmp_path / "wide")
+    with pytest.raises(ValueError, match="holds another search: index"):  # it looks for more candidates
+        build(x, "ivf_flat", recall_target=0.5, recall_k=5).knn(5, checkpoint=tmp_path / "wide")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_search_leaves_the_index_as_it_was(kind: str, tmp_path: Path) -> None:
+    x = documents(600, 16)
+    index = build(x, kind)
+    before = index.fingerprint()
+    found = index.knn(60, checkpoint=tmp_path / "kept")
+    assert index.fingerprint() == before and same(index.knn(60, checkpoint=tmp_path / "kept"), found)
+
+
+def test_rows_whose_codes_failed_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = documents(600, 16)
+    index = build(x[:500], "hnsw")
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(index._structure, "add", fail)
+    with pytest.raises(MemoryError):
+        index.add(x[500:])
+    monkeypatch.undo()
+    index.add(x[500:])
+    assert len(index) == 600 and index.search(x[550:551], 1).indices.item() == 550
+
+
+def test_a_broken_faiss_says_why(tmp_path: Path) -> None:
+    (tmp_path / "faiss.py").write_text("raise ImportError('libgomp.so.1: cannot open')")
+    code = "import torch, gloss_kernels as g; g.NeighborIndex.build(torch.randn(300, 8), 'flat')"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert "faiss is installed, but cannot be imported: libgomp.so.1: cannot open" in done.stderr
 
 
 def test_exact_blocks_and_the_whole_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -618,8 +653,23 @@ def test_without_faiss() -> None:
 def test_auto(n: int, device: str, limit: int | None, kind: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     monkeypatch.setattr(plan._native.core, "isa", lambda: "avx2")
+    monkeypatch.setattr(plan, "_faiss_has_gpu", lambda: False)
     chosen, why = plan.choose(n, 384, torch.device(device), limit)
     assert chosen == kind and reason in why
+
+
+def test_auto_by_instruction_set_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    for isa in ("generic", "avx2", "avx512", "avx512bf16"):
+        monkeypatch.setattr(plan._native.core, "isa", lambda isa=isa: isa)
+        limit, where = plan.exact_rows(torch.device("cpu"))
+        assert limit == plan.EXACT_ROWS[isa] and where == f" with {isa}"
+        kinds = [plan.choose(n, 384, torch.device("cpu"), 1 << 40)[0] for n in (limit, limit + 1)]
+        assert kinds == ["exact", "hnsw"]
+    monkeypatch.setattr(plan._native, "core", None)  # a source tree that was not built
+    assert plan.exact_rows(torch.device("cpu")) == (plan.EXACT_ROWS["generic"], "")
+    monkeypatch.setattr(plan, "_faiss_has_gpu", lambda: True)
+    assert plan.choose(3_000_000, 384, torch.device("cuda"), None)[0] == "ivf_flat"
 
 
 def test_auto_plans_with_free_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gloss_kernels.cli import CommandError
 from gloss_kernels.commands import shared
+from gloss_kernels.commands.run_graph import components
 from gloss_kernels.graph import SimilarityGraph
 from gloss_kernels.neighbors.plan import available_memory
 from gloss_kernels.propagate import propagate_labels
@@ -64,11 +65,12 @@ def run(args: argparse.Namespace) -> int:
 
     with times.part("write"):
         shared.write(output, save)
-    given = int((labels >= 0).sum())
+    given, (count, largest) = int((labels >= 0).sum()), components(graph)
     shared.show(
         {
             "documents": f"{n:,}, {given:,} of them labelled ({100 * given / n:.2f} %), {classes:,} classes",
             "edges": f"{graph.num_edges // 2:,}, mean degree {graph.num_edges / n:.2f}",
+            "components": f"{count:,}, the largest has {100 * largest / n:.2f} % of the documents",
             "reachable": f"{int(reachable.sum()):,} of the documents ({100 * float(reachable.double().mean()):.2f} %)",
             "solve": f"{int(result.iterations)} iterations, residual {float(result.residual):.2g} (--tol {args.tol:g})",
             "time": times,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .. import _validate
 from ..neighbors import NeighborIndex
+from ..neighbors.structures import KINDS, load_faiss
 from ..topk import TopK, cosine_topk
 from .bank import CHUNK, Bank
 
@@ -25,6 +27,10 @@ class BankIndex:
         self._index: NeighborIndex | None = None
         self._documents: Tensor | None = None  # ids of the rows in the index; None: all
         self._steps = self._rows = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles build an index of their own."""
+        return {**vars(self), "_index": None, "_documents": None, "_steps": 0, "_rows": 0}
 
     def count(self, rows: int) -> None:
         """After a step that writes so many rows."""
@@ -80,7 +86,7 @@ class BankIndex:
         if bank.num_filled < len(bank):
             self._documents = bank.filled.nonzero().squeeze(1)
         rows = bank.rows if self._documents is None else bank.rows[self._documents]
-        self._index = NeighborIndex.build(rows if rows.dtype == torch.float64 else rows.float(), **self.options)
+        self._index = NeighborIndex.build(rows, **self.options)
 
 
 def _first(wanted: Tensor, k: int) -> Tensor:
@@ -88,7 +94,7 @@ def _first(wanted: Tensor, k: int) -> Tensor:
     return wanted.int().argsort(dim=1, descending=True, stable=True)[:, :k]
 
 
-def check_index(index: Any, refresh_every: int | None) -> BankIndex | None:
+def check_index(index: Any, refresh_every: int | None, n_neighbors: int) -> BankIndex | None:
     if index is not None and not isinstance(index, (str, dict)):
         raise TypeError(f"index: got {type(index).__name__}, wants None, a kind of NeighborIndex or its arguments")
     if refresh_every is not None:
@@ -97,4 +103,12 @@ def check_index(index: Any, refresh_every: int | None) -> BankIndex | None:
             raise ValueError("refresh_every: is for index=, which is None: the exact search uses today's rows")
     if index is None:
         return None
-    return BankIndex({"kind": index} if isinstance(index, str) else dict(index), refresh_every)
+    options = {"kind": index} if isinstance(index, str) else dict(index)
+    known = set(inspect.signature(NeighborIndex.build).parameters) - {"embeddings"}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"index: got the argument {name!r}, NeighborIndex.build takes {', '.join(sorted(known))}")
+    kind = _validate.choice("index", options.get("kind", "auto"), ("auto", *KINDS))
+    if kind not in ("auto", "exact"):
+        load_faiss()
+    return BankIndex({"recall_k": n_neighbors} | options, refresh_every)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class CorpusGLoss(nn.Module):
     The bank's row of a document is written after the backward of its step: the rows wait, and are written when the
     module is next used (forward, refresh, predict, propagate, add, state_dict) or by :meth:`flush`. What autograd
     saves are copies of bank rows, so that several forwards before one backward are right too. A forward in eval mode
-    or under no_grad leaves the bank alone.
+    or under no_grad writes no rows.
 
     Documents without a label (-1) pass labels on as well: every ``propagate_every`` steps labels are propagated over
     the graph of the whole bank, and between, the probabilities that an unlabelled document received stand for its
@@ -55,8 +56,8 @@ class CorpusGLoss(nn.Module):
         bank_dtype: float16, bfloat16, float32 or float64. The neighbours are exact for the rows as they are stored.
         bank_device: where the bank lives, such as "cpu" for one that the GPU cannot hold; None: with the module.
         batch_neighbors: neighbours in the batch of a document in the batch (edges with gradient to both ends); 0: none.
-        index: None for exact search; or a kind of NeighborIndex, or a dict of arguments of ``NeighborIndex.build``, for
-            approximate neighbours, always scored by the bank's rows of today.
+        index: None for exact search; or a kind of NeighborIndex, or a dict of arguments of ``NeighborIndex.build``
+            (recall_k defaults to n_neighbors), for approximate neighbours, always scored by the bank's rows of today.
         refresh_every: steps after which the index is built anew; None: when as many rows were written as it has.
             (Also after refresh, and after state_dict, so that a resumed run goes the same way.)
         propagate_every: steps after which labels are propagated over the bank; None: when as many rows were written as
@@ -103,7 +104,7 @@ class CorpusGLoss(nn.Module):
             if num_classes < 1:
                 raise ValueError("labels: no document has a label, wants one of at least 0")
         self.num_classes = _validate.whole_number("num_classes", num_classes, 1)
-        check_labels("labels", labels, num_classes)
+        check_labels("labels", labels.cpu(), num_classes)
         self.n_neighbors = _validate.whole_number("n_neighbors", n_neighbors, 1)
         if n_neighbors > len(labels) - 1:
             raise ValueError(f"n_neighbors: got {n_neighbors}, but a document of {len(labels)} has fewer others")
@@ -113,7 +114,7 @@ class CorpusGLoss(nn.Module):
         _check_class_weight(class_weight, num_classes)
         self.register_buffer("class_weight", class_weight)
         _validate.choice("bank_dtype", bank_dtype, _validate.FLOAT_DTYPES)
-        self.index = check_index(index, refresh_every)
+        self.index = check_index(index, refresh_every, n_neighbors)
         if propagate_every is not None:
             _validate.whole_number("propagate_every", propagate_every, 1)
         self.propagate_every = propagate_every
@@ -137,6 +138,7 @@ class CorpusGLoss(nn.Module):
             raise ValueError(f"embeddings: got {len(x)} rows, wants {len(self.bank)}, or document_ids")
         self.flush()
         self.bank.write(document_ids, x)
+        self._rows_since_propagation += len(x)
         if self.index is not None:
             self.index.drop()
 
@@ -188,9 +190,8 @@ class CorpusGLoss(nn.Module):
         ids = check_ids("document_ids", document_ids, len(x), len(self.bank))
         self.flush()
         is_step = self.training and torch.is_grad_enabled()
-        if self.bank.has_unlabeled:
-            self._propagate_if_due(is_step)
-        with torch.autocast(x.device.type, enabled=False):
+        self._propagate_if_due()
+        with self._full_precision(x):
             u = unit_rows(x)
             to_labels = self._labels_of_neighbors(*self._neighbors(u, ids))
             f, reachable = harmonic(self._batch_edges(u), to_labels)
@@ -208,15 +209,15 @@ class CorpusGLoss(nn.Module):
         """The labels of the bank's documents propagated to new ones, each for itself: probabilities [any, C]."""
         x = check_rows("embeddings", embeddings, self.dim)
         self.flush()
-        if self.bank.has_unlabeled:
-            self._propagate_if_due(False)
+        self._propagate_if_due()
         f, reachable = [], []
-        for part in torch.split(x, 1024):
-            u = unit_rows(part)
-            to_labels = self._labels_of_neighbors(*self._neighbors(u, None))
-            some = harmonic(to_labels.new_zeros(len(u), len(u)), to_labels)
-            f.append(some[0].to(u.dtype))
-            reachable.append(some[1])
+        with self._full_precision(x):
+            for part in torch.split(x, 1024):
+                u = unit_rows(part)
+                to_labels = self._labels_of_neighbors(*self._neighbors(u, None))
+                some = harmonic(to_labels.new_zeros(len(u), len(u)), to_labels)
+                f.append(some[0].to(u.dtype))
+                reachable.append(some[1])
         zero = torch.zeros((), dtype=torch.float64, device=x.device)
         return Propagation(torch.cat(f), zero.long(), zero, torch.cat(reachable))
 
@@ -235,15 +236,16 @@ class CorpusGLoss(nn.Module):
         soft = torch.full((len(bank), self.num_classes), 1 / self.num_classes, device=rows.device)
         reachable = torch.zeros_like(bank.filled)
         k = min(self.n_neighbors, len(rows) - 1)
-        if k == 0:
-            graph = SimilarityGraph(here.new_zeros(2), here.new_zeros(0), soft.new_zeros(0))
-        else:
-            neighbors = None if self.index is None else self.index.graph(bank, here, k, self.backend)
-            graph = similarity_graph(rows, k, sigma=self.sigma, neighbors=neighbors, backend=self.backend)
-        found = propagate_labels(
-            graph, labels, self.num_classes, tol=self.tol, max_iter=self.max_iter,
-            initial=bank.soft[here] if len(bank.soft) else None, backend=self.backend,
-        )  # fmt: skip
+        with self._full_precision(rows):
+            if k == 0:
+                graph = SimilarityGraph(here.new_zeros(2), here.new_zeros(0), soft.new_zeros(0))
+            else:
+                neighbors = None if self.index is None else self.index.graph(bank, here, k, self.backend)
+                graph = similarity_graph(rows, k, sigma=self.sigma, neighbors=neighbors, backend=self.backend)
+            found = propagate_labels(
+                graph, labels, self.num_classes, tol=self.tol, max_iter=self.max_iter,
+                initial=bank.soft[here] if len(bank.soft) else None, backend=self.backend,
+            )  # fmt: skip
         soft[here] = found.probabilities.float()
         # A solve that did not converge may leave rows that sum to nothing: they have no say.
         reachable[here] = found.reachable & (soft[here].sum(dim=1) > 0.5)
@@ -302,11 +304,19 @@ class CorpusGLoss(nn.Module):
         if self.bank.num_filled == 0:
             raise RuntimeError("the bank is empty: call refresh(embeddings) or refresh_from(encode, batches) first")
 
-    def _propagate_if_due(self, is_step: bool) -> None:
+    def _propagate_if_due(self) -> None:
+        if not self.bank.has_unlabeled:
+            return
         every, n = self.propagate_every, len(self.bank)
         due = self._rows_since_propagation >= n if every is None else self._since_propagation >= every
-        if not len(self.bank.soft) or (is_step and due):
+        if not len(self.bank.soft) or due:
             self.propagate()
+
+    @contextlib.contextmanager
+    def _full_precision(self, x: Tensor) -> Iterator[None]:
+        """Without autocast, on the device of x and on the bank's: cosines in bfloat16 would order no neighbours."""
+        with torch.autocast(x.device.type, enabled=False), torch.autocast(self.bank.rows.device.type, enabled=False):
+            yield
 
     def _count(self, rows: int) -> None:
         self.steps += 1
@@ -316,6 +326,13 @@ class CorpusGLoss(nn.Module):
             self.index.count(rows)
 
     # -------------------------------------------------------------------------------------------- torch
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CorpusGLoss:
+        self.flush()
+        if self.index is not None:  # its rows stay where they were
+            self.index.drop()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self.flush()
         if self.index is not None:

@@ -65,6 +65,8 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
         header, offset = _header(name, file.read(START.size), file)
     parts = [(int(count), DTYPES[dtype]) for count, dtype in header["parts"]]
     dim = int(header["dim"])
+    if sum(count for count, _ in parts) != header["count"]:
+        raise ValueError(f"path: {name!r} is damaged: it should hold {header['count']} rows, its parts hold others")
     bytes_of = [count * dim * dtype.itemsize if header["vectors"] else 0 for count, dtype in parts]
     if size != offset + sum(length + _gap(length) for length in bytes_of) + header["codes_bytes"]:
         raise ValueError(f"path: {name!r} has {size} bytes, its header speaks of another size: it is cut or damaged")
@@ -82,6 +84,8 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
         if embeddings is None:
             raise ValueError(f"embeddings: missing, {name!r} was saved with vectors=False")
         x, mapped = matrix("embeddings", embeddings, dim)
+        if len(x) != header["count"]:
+            raise ValueError(f"embeddings: got {len(x)} rows, {name!r} was built from {header['count']}")
         rows.append(x, copy=not mapped)
         if rows.crc() != header["rows_crc"]:
             raise ValueError(f"embeddings: are not the rows that {name!r} was built from")
@@ -90,15 +94,18 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
         codes = np.fromfile(path, np.uint8, header["codes_bytes"], offset=offset)
         if zlib.crc32(codes.data) != header["codes_crc"]:
             raise ValueError(f"path: {name!r} is damaged: the checksum of its structure is wrong")
-        structure = Structure.from_bytes(header["kind"], codes, dim, header["effort"])
+        structure = Structure.from_bytes(header["kind"], codes, dim, header["effort"], rows.device)
+        held = structure.index.ntotal
+        if held != len(rows):
+            raise ValueError(f"path: {name!r} is damaged: {len(rows)} rows, but its structure holds {held}")
     index = NeighborIndex(header["kind"], rows, structure, header["facts"])
     index._crc = header["rows_crc"]
     return index
 
 
 def fingerprint(index: NeighborIndex) -> str:
-    effort = "" if index._structure is None else str(sorted(index._structure.effort.items()))
-    return f"{index.kind} {index.dim} {_rows_crc(index):08x} {zlib.crc32(_codes(index)):08x} {effort}"
+    care = "" if index._structure is None else f"{sorted(index._structure.effort.items())} {index.recall_k}"
+    return f"{index.kind} {index.dim} {_rows_crc(index):08x} {zlib.crc32(_codes(index)):08x} {care}"
 
 
 def _header(name: str, start: bytes, file: Any) -> tuple[dict[str, Any], int]:

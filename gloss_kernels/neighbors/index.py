@@ -38,6 +38,9 @@ class NeighborIndex:
     nn_desc. FAISS's NN-descent; ``add`` builds it anew    8 d + 2000, while building 12 d
     ======== ============================================= =========================================
 
+    Of rows on a GPU, flat and ivf_flat are searched there by faiss-gpu, without a copy to the host; the structures of
+    the others stay in host memory. FAISS finds at most 2048 neighbours on a GPU: a larger k is searched exactly.
+
     The rows themselves are copied in their dtype, so that a later write to the input changes nothing; a numpy.memmap is
     left on disk and read in blocks (leave the file as it is). Whatever the kind, the cosines that come back are
     computed from these rows in float32, sorted by (value descending, index ascending), and a query for which the
@@ -152,6 +155,8 @@ class NeighborIndex:
             + "".join(f", {name} {value}" for name, value in settings.items()),
             f"chosen: {facts['reason']}",
         ]
+        if self._structure is not None and self._rows.device.type != "cpu":
+            lines.append(f"structure: on {self._structure.device or 'the CPU'}, the rows on {self._rows.device}")
         if self.kind == "exact":
             lines.append("recall: 1, exact by construction")
         else:
@@ -206,7 +211,11 @@ class NeighborIndex:
         self._rows.append(x, copy=not mapped)
         self._crc = None
         if self._structure is not None:
-            self._structure.add(self._rows, start)
+            try:
+                self._structure.add(self._rows, start)
+            except BaseException:
+                self._rows.parts.pop()  # rows without codes would shift those of later calls
+                raise
 
     def measure(self) -> float:
         """Raises the care of the search as ``build`` does, for the rows of now, and returns the recall."""

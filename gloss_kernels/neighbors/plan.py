@@ -50,13 +50,21 @@ def available_memory() -> int | None:
 
 
 def exact_rows(device: torch.device) -> tuple[int, str]:
-    """Up to how many rows exact search is the fastest, and the instruction set that decides it."""
+    """Up to how many rows exact search is the fastest, and in words which instruction set decides it."""
     if device.type == "cuda":
         return EXACT_ROWS_CUDA, ""
     if _native.core is None:
         return EXACT_ROWS["generic"], ""
     isa = _native.core.isa()
     return EXACT_ROWS[isa], f" with {isa}"
+
+
+def _faiss_has_gpu() -> bool:
+    try:
+        import faiss
+    except ImportError:
+        return False
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
 def choose(n: int, dim: int, device: torch.device, limit: int | None) -> tuple[str, str]:
@@ -67,6 +75,8 @@ def choose(n: int, dim: int, device: torch.device, limit: int | None) -> tuple[s
         return "exact", f"{size}: up to {most:,} rows{where} exact search is the fastest way to a graph"
     if importlib.util.find_spec("faiss") is None:
         return "exact", f"{size}: an approximate kind would be faster, but faiss is not installed"
+    if device.type == "cuda" and _faiss_has_gpu():
+        return "ivf_flat", f"{size}: above {most:,} rows inverted lists, which FAISS keeps on the GPU"
     limit = limit if limit is not None else available_memory()
     for kind in ("hnsw", "ivf_flat"):
         if limit is None or memory(kind, n, dim) <= 0.7 * limit:

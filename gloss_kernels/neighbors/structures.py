@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,13 +17,15 @@ from .rows import Rows
 KINDS = ("exact", "flat", "ivf_flat", "ivf_pq", "hnsw", "nn_descent")
 TRAIN_ROWS_PER_LIST = 64  # of k-means; FAISS takes up to 256
 GPU_KINDS = ("flat", "ivf_flat")
-GPU_MOST = 2048  # neighbours that FAISS finds on a GPU
+GPU_MOST = 2048  # neighbours that FAISS finds on a GPU, and lists that it reads
 
 
 def load_faiss() -> Any:
     try:
         import faiss
-    except ImportError:
+    except ImportError as error:
+        if importlib.util.find_spec("faiss") is not None:
+            raise ImportError(f"faiss is installed, but cannot be imported: {error}") from error
         raise ImportError(
             "faiss is missing: pip install 'gloss-kernels[faiss-cpu]' (or faiss-gpu); kind='exact' needs none"
         ) from None
@@ -87,20 +90,22 @@ class Structure:
         whole = np.concatenate([self.numbers(block) for _, block in rows.blocks()])
         self.index = self.faiss.IndexNNDescentFlat(self.dim, 32, self.faiss.METRIC_INNER_PRODUCT)
         self.index.add(whole)
+        self._set_lengths(0)
 
     def candidates(self, queries: Tensor, k: int, least: int = 1) -> Tensor:
         """int64 [m, c], c >= k: ids that are probably near the unit rows ``queries``; -1 where too few were found.
         As many as for a search of ``least``, the k of the measurement."""
-        c = max(k, least) * self.effort.get("candidates", 1)
+        c = min(max(k, least) * self.effort.get("candidates", 1), self.index.ntotal)
         if self.device is not None:
-            c = min(c, max(k, GPU_MOST))
-        if "efSearch" in self.effort:
-            self.index.hnsw.efSearch = max(self.effort["efSearch"], c)
-        if "search_L" in self.effort:
-            self.index.nndescent.search_L = max(self.effort["search_L"], c)
-        with threads(self.faiss):
-            _, ids = self.index.search(self.numbers(queries), min(c, self.index.ntotal))
-        return torch.as_tensor(ids, device=queries.device)
+            c = min(c, GPU_MOST)
+        self._set_lengths(c)
+        try:
+            with threads(self.faiss):
+                _, found = self.index.search(self.numbers(queries), c)
+        finally:
+            self._set_lengths(0)  # what is saved, and its checksum, do not depend on earlier searches
+        ids = torch.as_tensor(found, device=queries.device)
+        return torch.nn.functional.pad(ids, (0, k - c), value=-1) if c < k else ids
 
     def efforts(self) -> list[dict[str, int]]:
         """From the least care to the most; the last ones of the ivf kinds read every list.
@@ -113,7 +118,8 @@ class Structure:
             probes = [p for p in (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024) if p < lists]
             least, share = (8, 2) if self.kind == "ivf_pq" else (1, 16)
             ladder = [{"nprobe": p, "candidates": min(max(least, p // share), 64)} for p in probes]
-            return ladder + [{"nprobe": lists, "candidates": c} for c in (8, 64)]
+            most = lists if self.device is None else min(lists, GPU_MOST)
+            return ladder + [{"nprobe": most, "candidates": c} for c in (8, 64)]
         if self.kind == "hnsw":
             efs = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
             return [{"efSearch": ef, "candidates": max(1, ef // 32)} for ef in efs]
@@ -125,6 +131,14 @@ class Structure:
         self.effort = dict(effort)
         if "nprobe" in effort:
             self.index.nprobe = effort["nprobe"]
+        self._set_lengths(0)
+
+    def _set_lengths(self, least: int) -> None:
+        """Of the lists that a search in a graph keeps: those of the effort, or more."""
+        if "efSearch" in self.effort:
+            self.index.hnsw.efSearch = max(self.effort["efSearch"], least)
+        if "search_L" in self.effort:
+            self.index.nndescent.search_L = max(self.effort["search_L"], least)
 
     def numbers(self, rows: Tensor) -> Any:
         """Rows as FAISS takes them: on a GPU tensors, else contiguous float32 numpy rows, padded to its width."""
@@ -139,8 +153,12 @@ class Structure:
         return memoryview(self.faiss.serialize_index(index))
 
     @classmethod
-    def from_bytes(cls, kind: str, data: np.ndarray[Any, Any], dim: int, effort: dict[str, int]) -> Structure:
-        structure = cls(kind, load_faiss().deserialize_index(data), dim)
+    def from_bytes(
+        cls, kind: str, data: np.ndarray[Any, Any], dim: int, effort: dict[str, int], device: torch.device
+    ) -> Structure:
+        faiss = load_faiss()
+        structure = cls(kind, faiss.deserialize_index(data), dim, _gpu(faiss, kind, device))
+        structure._to_gpu()
         structure.set_effort(effort)
         return structure
 
