@@ -107,7 +107,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"{last['majority']:.0%}), k = {K}, sigma = {SIGMA}, labels on {LABELED:.0%}; spreading with alpha = {ALPHA}. "
         f"One run a case, each in a process of its own. Recall: of the {K} nearest of {SAMPLE} rows, against exact "
         "search. Accuracy: of the documents without a label. Memory of the search: index and neighbours beyond the "
-        "rows; of the process: its peak, with torch, the rows and the making of the documents.\n\n"
+        "rows; of the process: its peak, with torch, the rows and the making of the documents. The machine was busy "
+        "with other work at times: read the ratios.\n\n"
         f"What auto says at {last['n']:,}:\n\n    " + last["described"].replace("\n", "\n    ") + "\n"
     )
     return "\n".join([tables.heading(report), *table, "", notes])
@@ -173,6 +174,7 @@ def main() -> None:
                 print(
                     "  ", {k: v for k, v in rows[-1].items() if k in ("took", "recall_of_knn", "seconds")}, flush=True
                 )
+                rows.sort(key=lambda r: (r["n"], list(LARGEST).index(r["kind"])))
                 args.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     args.output.with_suffix(".md").write_text(markdown(report))
     draw(report, args.output.with_suffix(".png"))

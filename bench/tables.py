@@ -132,6 +132,8 @@ def _dim(rows: list[dict[str, Any]]) -> int:
 
 # -------------------------------------------------------------------------------------------- numbers
 def duration(seconds: float) -> str:
+    if seconds >= 1000:
+        return f"{seconds:,.0f} s"
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
