@@ -22,12 +22,13 @@ def kernels(archs: list[int]) -> Iterator[Kernel]:
     nvcc = shutil.which("nvcc")
     assert nvcc, "no nvcc on PATH"
     tool = disassembler()
+    assert tool, "no cuobjdump"
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor() as pool:
         jobs = [pool.submit(compile_one, nvcc, s, arch, Path(folder)) for arch in archs for s in SOURCES]
         for job in jobs:
             found, cubin = job.result()
             for kernel in found:
-                if kernel.name == ON_TENSOR_CORES and tool:
+                if kernel.name == ON_TENSOR_CORES:
                     instruction = TENSOR_CORES["cuda"][kernel.arch // 10]
                     kernel.tensor_cores, kernel.main_loop_spills = in_main_loop(tool, cubin, kernel.name, instruction)
                 yield kernel

@@ -23,7 +23,7 @@ class Kernel:
     variant: str  # template arguments or constants
     arch: int
     registers: int
-    spill_bytes: int
+    spill_bytes: int  # CUDA: stored and loaded, as ptxas counts; Triton: of the stack frame
     shared_bytes: int  # CUDA: the static part
     tensor_cores: int | None = None  # how many such instructions; None: not looked at
     main_loop_spills: int = 0  # spill instructions between its first tensor-core instruction and its last
@@ -37,7 +37,7 @@ class Limit:
 
 
 # Kernels whose time is that of a stage. Registers decide how many threads hide the latency of memory: 65,536 a
-# multiprocessor, so 64 a thread are 1,024 threads, 128 are 512.
+# multiprocessor, so 64 a thread are 1,024 threads, 128 are 512. 255 is all a thread can have: there the spills count.
 LIMITS = {
     "cuda": {
         "sweep_kernel": Limit(255),  # one block of 256 threads a multiprocessor, half of the registers accumulators

@@ -4,13 +4,14 @@
 
 Compiles every .cu file (about a minute a capability) and every kernel that a call of the Triton backend launches (as
 long), prints a table, and fails past the limits of compile_limits.py: spills in a main loop, more shared memory than
-the card has, no tensor-core instruction in the sweep (wgmma on 9.x for Triton), more registers than its kernel may
-have. CUDA needs nvcc, Triton the package, which brings the disassembler as well.
+the card has, no tensor-core instruction in the half-precision sweep (wgmma on 9.x for Triton), more registers than its
+kernel may have. CUDA needs nvcc and a disassembler, Triton the package (3.3 or newer), which brings one.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import shutil
@@ -38,8 +39,13 @@ def line(k: Kernel) -> str:
 def missing(backend: str) -> str:
     """Why the kernels of a backend cannot be compiled here; "" if they can."""
     if backend == "cuda":
-        return "" if shutil.which("nvcc") else "no nvcc on PATH"
-    return "" if importlib.util.find_spec("triton") else "triton is not installed (pip install '.[triton]')"
+        if shutil.which("nvcc") is None:
+            return "no nvcc on PATH"
+        return "" if compile_cuda.disassembler() else "no cuobjdump on PATH, and none in a triton package"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install '.[triton]')"
+    version = importlib.metadata.version("triton")
+    return f"Triton {version}, wants 3.3 or newer" if version.startswith("3.2") else ""
 
 
 def compiled(backends: list[str], archs: list[int]) -> Iterator[Kernel]:

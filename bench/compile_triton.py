@@ -156,31 +156,35 @@ def topk_calls(arch: int) -> None:
     from gloss_kernels import _triton
     from gloss_kernels._triton.topk import search, tiles
 
-    search.check_finite = lambda name, rows: None
     n, k = 20_000, 15
     cases = [(torch.float32, 384, False), (torch.float32, 48, False), (torch.float16, 384, False)]
-    for dtype, d, tma in [*cases, *[(torch.float32, 384, True)] * (arch >= 90 and tiles.HAS_DESCRIPTORS)]:
-        search.sweep_tile = lambda device, d, n, k, tma=tma: tiles.tile_for(arch // 10, d, n, k)._replace(tma=tma)
-        x = torch.ones(n, d, dtype=dtype)
-        _triton.cosine_topk(x, None, k, True, None)
-        if dtype == torch.float32:
-            _triton.cosine_topk(x[:600], x, k, False, torch.zeros(600, 20, dtype=torch.int64))
-    for dtype in (torch.float64, torch.float32):
-        x = torch.ones(300, 384, dtype=dtype)
-        _, indices = _triton.cosine_topk(x, None, k, True, None)
-        _triton.cosine_topk_backward(x, None, indices * 0, torch.ones(300, k, dtype=dtype), (True, True))
+    before = search.check_finite, search.sweep_tile
+    search.check_finite = lambda name, rows: None
+    try:
+        for dtype, d, tma in [*cases, *[(torch.float32, 384, True)] * (arch >= 90 and tiles.HAS_DESCRIPTORS)]:
+            search.sweep_tile = lambda device, d, n, k, tma=tma: tiles.tile_for(arch, d, n, k)._replace(tma=tma)
+            x = torch.ones(n, d, dtype=dtype)
+            _triton.cosine_topk(x, None, k, True, None)
+            if dtype == torch.float32:
+                _triton.cosine_topk(x[:600], x, k, False, torch.zeros(600, 20, dtype=torch.int64))
+        for dtype in (torch.float64, torch.float32):
+            x = torch.ones(300, 384, dtype=dtype)
+            _, indices = _triton.cosine_topk(x, None, k, True, None)
+            _triton.cosine_topk_backward(x, None, indices * 0, torch.ones(300, k, dtype=dtype), (True, True))
+    finally:
+        search.check_finite, search.sweep_tile = before
 
 
-def graph_calls(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def graph_calls() -> tuple[Tensor, Tensor, Tensor]:
     """Returns a graph for the calls of the next stage."""
     from gloss_kernels import _triton
 
     n, k = 2000, 15
     indices = (torch.arange(n)[:, None] + torch.arange(1, k + 1)) % n
-    weights = torch.ones(n * k, dtype=dtype)
+    weights = torch.ones(n * k)
     for symmetrize in (None, "sum", "union", "mutual"):
         crow, col, *origin = _triton.knn_structure(indices, symmetrize)
-        values = torch.ones(int(crow[-1]), dtype=dtype)
+        values = torch.ones(int(crow[-1]))
         forward, reverse = (places[: len(values)] for places in origin)
         _triton.combine_edges(weights, forward, reverse, symmetrize)
         _triton.combine_edges_backward(values, weights, forward, reverse, symmetrize)
@@ -215,18 +219,20 @@ def propagate_calls(crow: Tensor, col: Tensor, values: Tensor) -> None:
         forward.find_reachable, backward.solve = before
 
 
-def dense_calls(dtype: torch.dtype) -> None:
+def dense_calls() -> None:
     from gloss_kernels import _triton, dense
 
     n = 128
-    before, dense._cholesky = dense._cholesky, lambda system: torch.eye(n, dtype=system.dtype)
-    x, sigma, y = torch.ones(n, 384, dtype=dtype), torch.ones(n, dtype=torch.float64), torch.arange(n) % 4
+    x, sigma, y = torch.ones(n, 384), torch.ones(n, dtype=torch.float64), torch.arange(n) % 4
     labels = torch.where(y > 0, y, -1)
-    for alpha, normalization in ((None, "row"), (None, "paper"), (0.5, "symmetric")):
-        for target in ("nll", "paper"):
-            for weight in (None, torch.ones(4, dtype=torch.float64)):
-                _triton.dense_loss(x, sigma, labels, y, y == 0, weight, 4, alpha, normalization, target, 0.01, True)
-    dense._cholesky = before
+    before, dense._cholesky = dense._cholesky, lambda system: torch.eye(n, dtype=system.dtype)
+    try:
+        for alpha, normalization in ((None, "row"), (None, "paper"), (0.5, "symmetric")):
+            for target in ("nll", "paper"):
+                for weight in (None, torch.ones(4, dtype=torch.float64)):
+                    _triton.dense_loss(x, sigma, labels, y, y == 0, weight, 4, alpha, normalization, target, 0.01, True)
+    finally:
+        dense._cholesky = before
 
 
 def work(arch: int) -> Callable[[], None]:
@@ -234,8 +240,8 @@ def work(arch: int) -> Callable[[], None]:
 
     def run() -> None:
         topk_calls(arch)
-        propagate_calls(*graph_calls(torch.float32))
-        dense_calls(torch.float32)
+        propagate_calls(*graph_calls())
+        dense_calls()
 
     return run
 
@@ -251,6 +257,7 @@ def kernels(archs: list[int]) -> Iterator[Kernel]:
     """Compiled by as many processes as there are processors."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("TRITON_INTERPRET=1 is set: kernels would be interpreted, not compiled")
+    _launches.clear()
     for arch in archs:
         found = recorded(work(arch))
         never = all_kernels() - {f"{launch.kernel.fn.__module__}.{launch.kernel.__name__}" for launch in found}

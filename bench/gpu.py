@@ -4,7 +4,8 @@ python bench/gpu.py                  # about ten minutes; writes bench/results/N
 python bench/gpu.py --quick          # about two: fewer sizes, no sanitizer
 python bench/gpu.py --name h200      # default: the GPU's name
 
-The package must have been built with its CUDA core: pip install --no-build-isolation .  (or pip install .)
+The package must have been built with its CUDA core (pip install --no-build-isolation ., or pip install .), or Triton be
+installed: what is there is measured, "gloss" is what backend="auto" takes, "gloss, triton" the Triton kernels.
 Results so far are written after every section, so that an interrupted run keeps them.
 """
 
@@ -96,10 +97,19 @@ def main() -> int:
 def problem() -> str:
     if not torch.cuda.is_available():
         return "torch sees no GPU (torch.cuda.is_available() is False)"
-    status = gloss_kernels.available_backends()["cuda"]
-    if not status.available:
-        return f"the CUDA backend cannot run: {status.detail}; build it with pip install --no-build-isolation ."
-    return ""
+    statuses = gloss_kernels.available_backends()
+    if backends():
+        return ""
+    return (
+        f"the CUDA backend cannot run: {statuses['cuda'].detail}; nor can Triton's: {statuses['triton'].detail}; build "
+        "with pip install --no-build-isolation ., or install triton"
+    )
+
+
+def backends() -> list[str]:
+    """Those of ours that can run on the GPU."""
+    statuses = gloss_kernels.available_backends()
+    return [name for name in ("cuda", "triton") if statuses[name].available]
 
 
 def jobs(roof: Machine, device: torch.device, quick: bool) -> Any:
@@ -129,7 +139,7 @@ def roofs(device: torch.device) -> Machine:
 
 
 def tests(quick: bool) -> dict[str, Any]:
-    stages = ["topk", "graph", "propagate", "loss", "paper_parity"]
+    stages = ["topk", "graph", "propagate", "loss", "paper_parity", "triton"]
     command = [sys.executable, "-m", "pytest", "-q", "-x" if quick else "-q", "--no-header", "-p", "no:cacheprovider"]
     command += [str(ROOT / "tests" / f"test_{stage}.py") for stage in stages]
     say("tests on the device")
@@ -146,11 +156,13 @@ def sanitizer() -> dict[str, str]:
     if tool is None:
         return {"compute-sanitizer": "not on PATH"}
     out = {}
-    for kind in ("memcheck", "racecheck"):
-        command = [tool, "--tool", kind, sys.executable, "-c", SANITIZED]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if "SUMMARY" in line or "Error" in line]
-        out[kind] = lines[-1] if lines else f"exit code {done.returncode}"
+    for backend in backends():
+        environment = os.environ | {"GLOSS_KERNELS_BACKEND": backend}
+        for kind in ("memcheck", "racecheck"):
+            command = [tool, "--tool", kind, sys.executable, "-c", SANITIZED]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            lines = [line for line in (done.stdout + done.stderr).splitlines() if "SUMMARY" in line or "Error" in line]
+            out[f"{backend} {kind}"] = lines[-1] if lines else f"exit code {done.returncode}"
     return out
 
 

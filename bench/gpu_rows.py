@@ -24,7 +24,7 @@ TRITON = "gloss, triton"  # the same functions with backend="triton"
 @dataclass
 class Row:
     job: str
-    method: str  # "gloss" is ours
+    method: str  # "gloss" and "gloss, triton" are ours
     seconds: float | None = None
     bound: float | None = None  # seconds: bytes over copy bandwidth, or operations over matrix rate
     peak_bytes: int | None = None
@@ -367,7 +367,7 @@ def table(rows: list[Row]) -> str:
     lines.append("|---|---|---:|---:|---:|---:|---|")
     for row in rows:
         peers = [r.seconds for r in rows if r.job == row.job and r.seconds and not r.method.startswith("gloss")]
-        ours = row.method == "gloss"
+        ours = row.method in ("gloss", TRITON)
         ratio = f"{min(peers) / row.seconds:.2f}" if ours and peers and row.seconds else ""
         memory = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f} MiB"
         facts = row.error or ", ".join(f"{name} {value}" for name, value in row.facts.items())

@@ -5,7 +5,7 @@
 Starts from the table's shape of each class and changes one field at a time, keeping what is faster by more than 2 %
 (median of searches in turns with the best so far). A shape whose neighbours differ from the first one's is left out.
 Prints the lines of gloss_kernels/_triton/topk/tiles.py, puts them there with --write, and writes every time measured to
-bench/results/triton_tiles_GPU.json. A user's search never tunes: it takes the table's shape.
+bench/results/triton_tiles_GPU.json, class by class. A user's search never tunes: it takes the table's shape.
 """
 
 from __future__ import annotations
@@ -29,16 +29,19 @@ from compile_limits import SHARED
 from torch import Tensor
 
 import gloss_kernels
-from gloss_kernels._triton.topk import search, tiles
-from gloss_kernels._triton.topk.tiles import Tile
+
+try:
+    from gloss_kernels._triton.topk import search, tiles
+    from gloss_kernels._triton.topk.tiles import Tile
+except ImportError:
+    status = gloss_kernels.available_backends()["triton"]
+    raise SystemExit(f"error: tuning wants a GPU and Triton: {status.detail}") from None
 
 TABLE_FILE = Path(tiles.__file__)
 # The problem that stands for a class: d, n, k.
-WIDTHS, SIZES, MANY = (
-    {"float": 48, "half": 384, "wide": 768},
-    {"small": 8_192, "large": 131_072},
-    {"few": 15, "many": 64},
-)
+WIDTHS = {"float": 48, "half": 384, "wide": 768}
+SIZES = {"small": 8_192, "large": 131_072}
+KS = {"few": 15, "many": 64}
 VALUES = {
     "rows": (64, 128, 256), "block": (64, 128, 256), "step": (32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4, 5),
     "slice": (8, 16, 32), "tma": (False, True),
@@ -58,10 +61,10 @@ def fits(tile: Tile, width: str, arch: int) -> bool:
     accumulators = tile.rows * tile.block / (32 * tile.warps)  # registers of a thread
     return (
         tile.block % tile.rows == 0
-        and tile.slice <= tile.block
+        and tile.slice <= tile.block <= 16 * tile.slice
         and panel <= SHARED.get(arch, 99 << 10)
         and accumulators <= 128
-        and not (width == "float" and tile.step > 64)
+        and not (width == "float" and (tile.step > 64 or tile.tma))
         and not (tile.tma and (arch < 90 or not tiles.HAS_DESCRIPTORS))
     )
 
@@ -104,7 +107,7 @@ def tune(problem: Problem, start: Tile, width: str, arch: int, until: float, rou
     best, log, seen = start, [], {start}
     wrong = problem.works(start)
     if wrong:
-        raise SystemExit(f"the table's shape {start}: {wrong}")
+        raise RuntimeError(f"the table's shape {start}: {wrong}")
     better = True
     while better and time.monotonic() < until:
         better = False
@@ -119,15 +122,16 @@ def tune(problem: Problem, start: Tile, width: str, arch: int, until: float, rou
                 if row["seconds"] < GAIN * row["best_seconds"]:
                     best, better = tile, True
                     print(f"  {row['seconds'] / row['best_seconds']:.3f} of the time: {tile}", flush=True)
+                    break  # on to the neighbours of the new best
     return best, log
 
 
 def table_lines(found: dict[tuple[int, str, str, str], Tile]) -> list[str]:
     """Of the table in tiles.py. A shape's numbers stand bare, tma only where it is on."""
     lines = []
-    for (major, *names), tile in found.items():
+    for (capability, *names), tile in found.items():
         numbers = ", ".join(map(str, tile[:6])) + (", True" if tile.tma else "")
-        lines.append(f"    ({major}, " + ", ".join(f'"{name}"' for name in names) + f"): Tile({numbers}),")
+        lines.append(f"    ({capability}, " + ", ".join(f'"{name}"' for name in names) + f"): Tile({numbers}),")
     return lines
 
 
@@ -151,38 +155,45 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600, help="for all classes together")
     parser.add_argument("--write", action="store_true", help="put the shapes into tiles.py")
     args = parser.parse_args()
-    names = {*WIDTHS, *SIZES, *MANY}
+    names = {*WIDTHS, *SIZES, *KS}
     if unknown := set(args.only) - names:
         parser.error(f"--only: {', '.join(sorted(unknown))}, wants some of {', '.join(sorted(names))}")
     status = gloss_kernels.available_backends()["triton"]
     if not torch.cuda.is_available() or not status.available:
         print(f"error: tuning wants a GPU and Triton: {status.detail}", file=sys.stderr)
         return 2
-    device, capability = torch.device("cuda"), torch.cuda.get_device_capability()
-    cells = list(itertools.product(*(chosen(axis, args.only) for axis in (WIDTHS, SIZES, MANY))))
+    device = torch.device("cuda")
+    major, minor = torch.cuda.get_device_capability()
+    capability = 10 * major + minor
+    name = re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name(device).lower()).strip("_")
+    path = machine.HERE / "results" / f"triton_tiles_{name}.json"
+    about = {"machine": machine.describe(), "gpu": name}
+    cells = list(itertools.product(*(chosen(axis, args.only) for axis in (WIDTHS, SIZES, KS))))
     found: dict[tuple[int, str, str, str], Tile] = {}
     report: list[dict[str, Any]] = []
     start = time.monotonic()
     for nth, (width, size, many) in enumerate(cells):
-        d, n, k = WIDTHS[width], SIZES[size], MANY[many]
+        d, n, k = WIDTHS[width], SIZES[size], KS[many]
         print(f"{width} {size} {many}: {n:,} x {d}, k = {k}", flush=True)
         until = start + args.seconds * (nth + 1) / len(cells)
-        first = tiles.tile_for(capability[0], d, n, k)
-        problem = Problem(gpu_rows.documents(n, d, device), k)
-        tile, log = tune(problem, first, width, capability[0] * 10 + capability[1], until)
-        before, after = problem.seconds(first, tile)
-        found[capability[0], width, size, many] = tile
-        report.append({
-            "class": (width, size, many), "d": d, "n": n, "k": k, "first": first._asdict(), "best": tile._asdict(),
-            "first_seconds": before, "best_seconds": after, "tried": log,
-        })  # fmt: skip
-    name = re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name(device).lower()).strip("_")
-    path = machine.HERE / "results" / f"triton_tiles_{name}.json"
-    path.write_text(json.dumps({"machine": machine.describe(), "gpu": name, "classes": report}, indent=1) + "\n")
+        row: dict[str, Any] = {"class": (width, size, many), "d": d, "n": n, "k": k}
+        report.append(row)
+        try:
+            first = tiles.tile_for(capability, d, n, k)
+            case = Problem(gpu_rows.documents(n, d, device), k)
+            tile, row["tried"] = tune(case, first, width, capability, until)
+            row["first_seconds"], row["best_seconds"] = case.seconds(first, tile)
+            row |= {"first": first._asdict(), "best": tile._asdict()}
+            found[capability, width, size, many] = tile
+        except RuntimeError as error:  # a shape that breaks the GPU's context breaks what follows: it is written down
+            row["error"] = f"{type(error).__name__}: {error}"
+            print(f"  {row['error']}", flush=True)
+        path.write_text(json.dumps(about | {"classes": report}, indent=1) + "\n")
     print("\n".join(table_lines(found)))
     if args.write:
         TABLE_FILE.write_text(written(TABLE_FILE.read_text(), found))
-    return 0
+        print(f"written to {TABLE_FILE}")
+    return 0 if len(found) == len(cells) else 1
 
 
 if __name__ == "__main__":

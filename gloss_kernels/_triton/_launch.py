@@ -13,8 +13,8 @@ from torch import Tensor
 # TRITON_INTERPRET=1, set before the first import: kernels run on CPU tensors, a program at a time in numpy.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
-
-# Products and sums fused, said aloud: Triton 3.9 warns that its default will change. Every version takes the option.
+# Products and sums fused, said aloud: Triton 3.9 warns that its default will change. Every version takes the option. (So
+# TRITON_DEFAULT_FP_FUSION changes nothing here.)
 OPTIONS = {"enable_fp_fusion": True}
 
 

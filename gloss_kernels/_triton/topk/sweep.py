@@ -17,6 +17,7 @@ from .pack import Packed
 from .tiles import Tile
 
 COLUMN_BYTES = 8 << 20  # of packed columns that neighbouring tiles share
+MOST_PROGRAMS = (1 << 31) - 1  # of a launch
 
 
 class Lists(NamedTuple):
@@ -83,8 +84,8 @@ def offer(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_
 
 
 @triton.jit
-def store(product, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, capacity, scale, row, column, to,
-          EXCLUDE: tl.constexpr):  # fmt: skip
+def store_dense(product, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, capacity, scale, row, column, to,
+                EXCLUDE: tl.constexpr):  # fmt: skip
     """Stores products from ``to`` on in the lists of their rows; -1 where nobody stands."""
     R: tl.constexpr = product.shape[0]
     C: tl.constexpr = product.shape[1]
@@ -99,10 +100,11 @@ def store(product, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, capacity, 
     tl.store(other_ptr + at + to_entry, tl.where(meets, other[None, :], -1))
 
 
-# A wide tile's epilogue works on SLICE columns at a time, so that what few tiles need does not take all registers: a level
-# halves what is wider. (One function that calls itself is more than Triton takes before 3.6.)
+# A tile's epilogue works on SLICE of its columns at a time, so that what few tiles need does not take all registers:
+# finish_N finishes up to N slices, by halves. (One function that calls itself is more than Triton takes before 3.6.)
 @triton.jit
 def halves(product):
+    """The left and the right half of a tile's columns."""
     R: tl.constexpr = product.shape[0]
     C: tl.constexpr = product.shape[1]
     return tl.split(tl.permute(tl.reshape(product, [R, 2, C // 2]), (0, 2, 1)))
@@ -113,7 +115,9 @@ def finish_1(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, val
              scale, row, column, to, SELF: tl.constexpr, DENSE: tl.constexpr, EXCLUDE: tl.constexpr,
              SLICE: tl.constexpr):  # fmt: skip
     if DENSE:
-        store(product, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, capacity, scale, row, column, to, EXCLUDE)
+        store_dense(
+            product, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, capacity, scale, row, column, to, EXCLUDE
+        )
     else:
         offer(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr, capacity,
               scale, row, column, SELF)  # fmt: skip
@@ -147,7 +151,7 @@ def finish_4(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, val
         finish_2(right, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
                  capacity, scale, row, column + C // 2, to + C // 2, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
     else:
-        finish_2(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+        finish_1(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
                  capacity, scale, row, column, to, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
 
 
@@ -163,7 +167,7 @@ def finish_8(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, val
         finish_4(right, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
                  capacity, scale, row, column + C // 2, to + C // 2, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
     else:
-        finish_4(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+        finish_1(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
                  capacity, scale, row, column, to, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
 
 
@@ -179,7 +183,7 @@ def finish_16(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, va
         finish_8(right, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
                  capacity, scale, row, column + C // 2, to + C // 2, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
     else:
-        finish_8(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
+        finish_1(product, row_bound, threshold_ptr, row_ids_ptr, column_ids_ptr, value_ptr, other_ptr, count_ptr,
                  capacity, scale, row, column, to, SELF, DENSE, EXCLUDE, SLICE)  # fmt: skip
 
 
@@ -190,6 +194,7 @@ def sweep_kernel(rows_ptr, columns_ptr, row_ids_ptr, column_ids_ptr, value_ptr, 
                  ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
                  SLICE: tl.constexpr, TMA: tl.constexpr):  # fmt: skip
     """TMA: rows_ptr and columns_ptr are tensor descriptors of boxes ROWS x STEP and BLOCK x STEP, else pointers."""
+    tl.static_assert(BLOCK <= 16 * SLICE)
     # Strips of `together` column blocks; in a strip all row tiles of a block, then the next column.
     at = tl.program_id(0).to(tl.int64)
     strip = at // (together.to(tl.int64) * row_tiles)
@@ -254,10 +259,13 @@ def sweep(queries: Packed, corpus: Packed, lists: Lists, wave: Wave, exclude_sel
     rows, columns = queries.data, corpus.data
     if tile.tma:
         rows, columns = described(rows, tile.rows, tile.step), described(columns, tile.block, tile.step)
-    launch(
-        sweep_kernel, row_tiles * (wave.end - wave.begin), lists.value, rows, columns, queries.ids, corpus.ids, *lists,
-        row_tiles, corpus.blocks, wave.begin, wave.end, together, lists.capacity, 1.0 / (queries.unit * corpus.unit),
-        SELF=wave.itself, DENSE=wave.dense, EXCLUDE=exclude_self, WIDTH=width, ROWS=tile.rows, BLOCK=tile.block,
-        STEP=tile.step, PRECISION="ieee" if wide == 2 else "tf32x3", SLICE=tile.slice, TMA=tile.tma,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    across = max(MOST_PROGRAMS // row_tiles, 1)  # column blocks of a launch; a dense wave has few
+    for begin in range(wave.begin, wave.end, across):
+        end = min(begin + across, wave.end)
+        launch(
+            sweep_kernel, row_tiles * (end - begin), lists.value, rows, columns, queries.ids, corpus.ids, *lists,
+            row_tiles, corpus.blocks, begin, end, together, lists.capacity, 1.0 / (queries.unit * corpus.unit),
+            SELF=wave.itself, DENSE=wave.dense, EXCLUDE=exclude_self, WIDTH=width, ROWS=tile.rows, BLOCK=tile.block,
+            STEP=tile.step, PRECISION="ieee" if wide == 2 else "tf32x3", SLICE=tile.slice, TMA=tile.tma,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
