@@ -41,6 +41,7 @@ class Limit:
 LIMITS = {
     "cuda": {
         "sweep_kernel": Limit(255),  # one block of 256 threads a multiprocessor, half of the registers accumulators
+        "solve_kernel": Limit(255, 320),  # of the dense mini-batch loss: on 10.0 it spills a little
         "apply_kernel": Limit(64, 256),
         "advance_kernel": Limit(64),
         "gradient_kernel": Limit(72, 256),
