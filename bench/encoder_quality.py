@@ -14,6 +14,7 @@ import argparse
 import csv
 import gzip
 import json
+import os
 import random
 import statistics
 import sys
@@ -64,6 +65,8 @@ def run(text: str, name: str, seed: int, documents: int, runs: Path) -> dict[str
     if code:
         raise SystemExit(code)
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    for part in metrics["documents"].values():  # file names, not the folders of this machine
+        part["source"] = part["source"].replace(f"{runs}{os.sep}", "")
     return {"text": text, "loss": name, "seed": seed, **metrics["test"], "before": metrics["before"],
             "seconds_per_epoch": metrics["seconds_per_epoch"], "documents": metrics["documents"]}  # fmt: skip
 

@@ -102,7 +102,7 @@ class Problem:
         return [sorted(times)[rounds // 2] for times in found]
 
 
-def tune(problem: Problem, start: Tile, width: str, arch: int, until: float, rounds: int = 5) -> tuple[Tile, list[Any]]:
+def tune(problem: Problem, start: Tile, width: str, arch: int, until: float) -> tuple[Tile, list[Any]]:
     """The best shape, and what was measured: dicts of shape, seconds, those of the best so far in the same turns."""
     best, log, seen = start, [], {start}
     wrong = problem.works(start)
@@ -118,7 +118,7 @@ def tune(problem: Problem, start: Tile, width: str, arch: int, until: float, rou
             row: dict[str, Any] = {"tile": tile._asdict(), "problem": problem.works(tile)}
             log.append(row)
             if not row["problem"]:
-                row["best_seconds"], row["seconds"] = problem.seconds(best, tile, rounds=rounds)
+                row["best_seconds"], row["seconds"] = problem.seconds(best, tile)
                 if row["seconds"] < GAIN * row["best_seconds"]:
                     best, better = tile, True
                     print(f"  {row['seconds'] / row['best_seconds']:.3f} of the time: {tile}", flush=True)

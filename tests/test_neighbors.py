@@ -653,7 +653,7 @@ def test_without_faiss() -> None:
 def test_auto(n: int, device: str, limit: int | None, kind: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     monkeypatch.setattr(plan._native.core, "isa", lambda: "avx2")
-    monkeypatch.setattr(plan, "_faiss_has_gpu", lambda: False)
+    monkeypatch.setattr(plan, "has_gpu", lambda faiss: False)
     chosen, why = plan.choose(n, 384, torch.device(device), limit)
     assert chosen == kind and reason in why
 
@@ -668,7 +668,7 @@ def test_auto_by_instruction_set_and_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
         assert kinds == ["exact", "hnsw"]
     monkeypatch.setattr(plan._native, "core", None)  # a source tree that was not built
     assert plan.exact_rows(torch.device("cpu")) == (plan.EXACT_ROWS["generic"], "")
-    monkeypatch.setattr(plan, "_faiss_has_gpu", lambda: True)
+    monkeypatch.setattr(plan, "has_gpu", lambda faiss: True)
     assert plan.choose(3_000_000, 384, torch.device("cuda"), None)[0] == "ivf_flat"
 
 

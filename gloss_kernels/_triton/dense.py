@@ -95,7 +95,7 @@ def weights_kernel(cosine_ptr, inverse_sigma_ptr, weight_ptr, degree_ptr, n, SMA
         distance = tl.load(cosine_ptr + at, mask, 0.0).to(tl.float64) - 1
         other = tl.load(inverse_sigma_ptr + column, column < n, 0.0)
         w = tl.exp(tl.where(distance > 0, 0.0, distance) * (own[:, None] * other[None, :]))
-        w = tl.where(mask & (row[:, None] != column[None, :]), tl.where(w < SMALLEST, 0.0, w), 0.0)  # NaN stays
+        w = tl.where((row[:, None] == column[None, :]) | (w < SMALLEST) | ~mask, 0.0, w)
         tl.store(weight_ptr + at, w, mask)
         degree += tl.sum(w, 1)
     tl.store(degree_ptr + row, degree, row < n)

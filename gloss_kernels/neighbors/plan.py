@@ -9,6 +9,8 @@ import torch
 
 from gloss_kernels import _native
 
+from .structures import has_gpu, load_faiss
+
 CGROUP = Path("/sys/fs/cgroup")
 
 # Two cores, d = 384, the k = 15 graph (bench/corpus_graph.py): exact search grows with n^2, HNSW with n^1.25; past this
@@ -59,14 +61,6 @@ def exact_rows(device: torch.device) -> tuple[int, str]:
     return EXACT_ROWS[isa], f" with {isa}"
 
 
-def _faiss_has_gpu() -> bool:
-    try:
-        import faiss
-    except ImportError:
-        return False
-    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-
-
 def choose(n: int, dim: int, device: torch.device, limit: int | None) -> tuple[str, str]:
     """The kind and the reason for it."""
     size = f"{n:,} x {dim} rows on {device.type}"
@@ -75,7 +69,7 @@ def choose(n: int, dim: int, device: torch.device, limit: int | None) -> tuple[s
         return "exact", f"{size}: up to {most:,} rows{where} exact search is the fastest way to a graph"
     if importlib.util.find_spec("faiss") is None:
         return "exact", f"{size}: an approximate kind would be faster, but faiss is not installed"
-    if device.type == "cuda" and _faiss_has_gpu():
+    if device.type == "cuda" and has_gpu(load_faiss()):
         return "ivf_flat", f"{size}: above {most:,} rows inverted lists, which FAISS keeps on the GPU"
     limit = limit if limit is not None else available_memory()
     for kind in ("hnsw", "ivf_flat"):

@@ -209,6 +209,9 @@ def _sample(rows: Rows, options: dict[str, int], seed: int) -> Tensor:
     return rows.take(order[torch.arange(max(count, 64)) % count])
 
 
+def has_gpu(faiss: Any) -> bool:
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
 def _gpu(faiss: Any, kind: str, device: torch.device) -> torch.device | None:
-    works = device.type == "cuda" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-    return device if works and kind in GPU_KINDS else None
+    return device if device.type == "cuda" and kind in GPU_KINDS and has_gpu(faiss) else None

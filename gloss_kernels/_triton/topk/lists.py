@@ -34,7 +34,7 @@ def compact_kernel(value_ptr, other_ptr, count_ptr, threshold_ptr, residual_ptr,
     counted = tl.load(count_ptr + position, inside, 0)
     count = tl.where(stored > 0, stored, counted)
     full = count > CAPACITY
-    works = inside & (threshold < float("inf")) & (count <= CAPACITY)  # not ~full: Triton 3.2 interprets no ~ of bools
+    works = inside & (threshold < float("inf")) & ~full
     entry = tl.arange(0, CAPACITY)
     at = position.to(tl.int64)[:, None] * CAPACITY + entry[None, :]
     read = works[:, None] & (entry[None, :] < count[:, None])
