@@ -1,4 +1,4 @@
-// Gradient of label propagation on the GPU (gloss_cuda.h: propagate_backward); the formulas stand in backward_cpu.cpp.
+// Gradient of label propagation on the GPU (gloss_cuda.h: propagate_backward); the formulas stand in backward.cpp.
 //
 // After the solve one pass over the entries of the graph, a few lanes an entry. Both entries of an undirected weight
 // are computed, each in the same arithmetic, so they are equal without a search for the mirror entry. Bytes for 10^6

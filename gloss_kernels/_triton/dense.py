@@ -1,4 +1,4 @@
-"""The dense mini-batch path in Triton: what csrc/dense does, the same formulas in float64, up to 512 documents.
+"""The dense mini-batch path in Triton: what csrc/loss does, the same formulas in float64, up to 512 documents.
 
 Products of matrices and the Cholesky factor are torch's. The system keeps the size of the batch: a document that is not
 solved for has a row of the identity and 0 on the right, so that no size has to come back from the device; the host waits

@@ -1,6 +1,6 @@
 """Gradient of label propagation in Triton: one solve with the same system, one pass over the entries.
 
-csrc/propagate/backward_cpu.cpp derives the formulas. With Lam from the adjoint solve and h_i = eps Lam_i . (F_i - prior), an
+csrc/propagate/backward.cpp derives the formulas. With Lam from the adjoint solve and h_i = eps Lam_i . (F_i - prior), an
 undirected weight's entries each get -(Lam_i - Lam_j) . (F_i - F_j) / 2 - (h_i + h_j) / 2; label spreading
 alpha (Lam_i . F_j + Lam_j . F_i) / 2. Both orders of i and j give the same bits.
 """

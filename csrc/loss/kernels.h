@@ -1,4 +1,4 @@
-// The inner loops of the dense mini-batch path, one copy an instruction set (dense/rows_simd.cpp), chosen by cpu::isa().
+// The inner loops of the dense mini-batch path, one copy an instruction set (loss/rows_simd.cpp), chosen by cpu::isa().
 // Rows are doubles, `count` a multiple of kRow, padded with zeros.
 #pragma once
 #include <cstdint>

@@ -1,5 +1,5 @@
 // Label propagation on the GPU, forward (gloss_cuda.h: propagate); the formulas and the conditions are those of
-// cpu.cpp.
+// propagate.cpp.
 //
 // Launches beside the solver's: 22. Bytes for 10^6 nodes, 70 % fixed, 32 classes of float: the system 0.3 GB
 // (hidden.cu), rows that are not solved for 0.23 GB, right-hand sides 5.7 million rows of 128 bytes, the result and its
@@ -210,7 +210,7 @@ check_kernel(Solver<T> s, int64_t num_classes, int64_t job, bool last, double to
   control.job = kAllDone;
 }
 
-// What a row lacks goes to the classes in the proportion that they have among the fixed rows (cpu.cpp says why).
+// What a row lacks goes to the classes in the proportion that they have among the fixed rows (propagate.cpp says why).
 template <class T>
 __global__ void __launch_bounds__(kPanelThreads)
 complete_kernel(Solver<T> s, int64_t num_classes, const double* __restrict__ mean, T* result) {

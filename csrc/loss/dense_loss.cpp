@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "dense/kernels.h"
+#include "loss/kernels.h"
 #include "gloss.h"
 
 namespace gloss::cpu {

@@ -1,9 +1,9 @@
-// The dense mini-batch path on the GPU (gloss_cuda.h: dense_*): what dense/cpu.cpp does, the same formulas, in double.
+// The dense mini-batch path on the GPU (gloss_cuda.h: dense_*): what dense_loss.cpp does, the same formulas, in double.
 // Launches of dense_loss: weights, solve and edges; three more where M is normalised. n <= 512, so that a row is a block's
 // work and the solve is one block's: its time is that of the n/3 or so steps of the factorisation one after the other.
 #include "cuda/common.cuh"
 #include "cuda/workspace.cuh"
-#include "dense/solve.cuh"
+#include "loss/solve.cuh"
 
 namespace gloss::cuda {
 namespace {

@@ -1,4 +1,4 @@
-// Label propagation on the CPU, forward (gloss.h: cpu::propagate). Backward: backward_cpu.cpp.
+// Label propagation on the CPU, forward (gloss.h: cpu::propagate). Backward: backward.cpp.
 #include <algorithm>
 #include <cmath>
 #include <limits>
