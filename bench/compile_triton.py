@@ -190,7 +190,7 @@ def graph_calls() -> tuple[Tensor, Tensor, Tensor]:
         _triton.combine_edges_backward(values, weights, forward, reverse, symmetrize)
         if symmetrize == "sum":
             graph = crow, col[: len(values)], values
-    for normalization in ("row", "symmetric", "paper"):
+    for normalization in ("row", "symmetric", "published"):
         _triton.normalize_edges(*graph, normalization)
         _triton.normalize_edges_backward(graph[2], *graph, normalization)
     return graph
@@ -227,8 +227,8 @@ def dense_calls() -> None:
     labels = torch.where(y > 0, y, -1)
     before, dense._cholesky = dense._cholesky, lambda system: torch.eye(n, dtype=system.dtype)
     try:
-        for alpha, normalization in ((None, "row"), (None, "paper"), (0.5, "symmetric")):
-            for target in ("nll", "paper"):
+        for alpha, normalization in ((None, "row"), (None, "published"), (0.5, "symmetric")):
+            for target in ("nll", "published"):
                 for weight in (None, torch.ones(4, dtype=torch.float64)):
                     _triton.dense_loss(x, sigma, labels, y, y == 0, weight, 4, alpha, normalization, target, 0.01, True)
     finally:

@@ -45,7 +45,7 @@ labels = torch.arange(1500, device="cuda") % 5
 labels[::3] = -1
 gk.propagate_labels(graph, labels, 5).probabilities.square().sum().backward()
 y = torch.arange(96, device="cuda") % 4
-for options in ({}, {"normalization": "paper"}, {"alpha": 0.5}):
+for options in ({}, {"normalization": "published"}, {"alpha": 0.5}):
     gk.GLoss(4, **options)(x[:96], y).backward()
 torch.cuda.synchronize()
 print("sanitized")

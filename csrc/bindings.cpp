@@ -1,5 +1,7 @@
-// Python's way to the core: pointers and sizes in, calls of gloss.h with the GIL released. The CUDA half is
-// bindings_cuda.cpp. The Python side (gloss_kernels/_cpu.py) allocates every buffer and has checked dtypes and shapes.
+// Python's way to the C++ core: the module _C with the CPU's functions in _C.cpu, called with the GIL released, and, where
+// nvcc was found, those of bindings_cuda.cpp in _C.cuda.
+#include <algorithm>
+
 #include "bindings.h"
 #include "cpu/isa.h"
 
@@ -29,8 +31,8 @@ struct Reporter {
 };
 
 py::dict cosine_topk(View queries, View corpus, int64_t k, bool exclude_self, Address hint, int64_t hint_k,
-                     Address values, Address indices, int threads, py::object function) {
-  Reporter reporter{std::move(function)};
+                     Address values, Address indices, int threads, py::object report) {
+  Reporter reporter{std::move(report)};
   cpu::TopkStats stats{};
   try {
     py::gil_scoped_release no_gil;
@@ -48,85 +50,95 @@ py::dict cosine_topk(View queries, View corpus, int64_t k, bool exclude_self, Ad
   return out;
 }
 
-void cosine_topk_backward(View queries, View corpus, int64_t k, Address indices, bool is_double,
-                          Address grad_values, Address grad_queries, Address grad_corpus, int threads) {
+void cosine_topk_backward(View queries, View corpus, int64_t k, bool is_double, Address indices, Address grad_values,
+                          Address grad_queries, Address grad_corpus, int threads) {
   py::gil_scoped_release no_gil;
   by_type(is_double, [&](auto type) {
     using T = decltype(type);
-    cpu::cosine_topk_backward<T>(to_view(queries), to_view(corpus), k, at<int64_t>(indices), at<T>(grad_values), at<T>(grad_queries),
-                                 at<T>(grad_corpus), threads);
+    cpu::cosine_topk_backward<T>(to_view(queries), to_view(corpus), k, at<int64_t>(indices), at<T>(grad_values),
+                                 at<T>(grad_queries), at<T>(grad_corpus), threads);
   });
 }
 
-void knn_structure(Address indices, int64_t n, int64_t k, int mode, Address crow, Address col, Address forward,
-                   Address reverse, int threads) {
+void knn_structure(int64_t n, int64_t k, Address indices, const std::string& symmetrize, int64_t capacity, Address crow,
+                   Address col, Address forward, Address reverse, int threads) {
+  const Symmetrize mode = to_symmetrize(symmetrize);
   py::gil_scoped_release no_gil;
-  cpu::knn_structure(at<int64_t>(indices), n, k, Symmetrize(mode), at<int64_t>(crow), at<int64_t>(col),
+  cpu::knn_structure(at<int64_t>(indices), n, k, mode, capacity, at<int64_t>(crow), at<int64_t>(col),
                      at<int64_t>(forward), at<int64_t>(reverse), threads);
 }
 
-void combine_edges(int64_t nnz, Address forward, Address reverse, int mode, bool is_double, Address weights,
-                   Address values, int threads) {
+void combine_edges(int64_t nnz, bool is_double, Address forward, Address reverse, const std::string& symmetrize,
+                   Address weights, Address values, int threads) {
+  const Symmetrize mode = to_symmetrize(symmetrize);
   py::gil_scoped_release no_gil;
   by_type(is_double, [&](auto type) {
     using T = decltype(type);
-    cpu::combine_edges<T>(nnz, at<int64_t>(forward), at<int64_t>(reverse), Symmetrize(mode), at<T>(weights),
-                          at<T>(values), threads);
+    cpu::combine_edges<T>(nnz, at<int64_t>(forward), at<int64_t>(reverse), mode, at<T>(weights), at<T>(values),
+                          threads);
   });
 }
 
-void combine_edges_backward(int64_t nnz, int64_t num_weights, Address forward, Address reverse, int mode,
-                            bool is_double, Address weights, Address grad_values, Address grad_weights, int threads) {
+void combine_edges_backward(int64_t nnz, int64_t num_weights, bool is_double, Address forward, Address reverse,
+                            const std::string& symmetrize, Address weights, Address grad_values, Address grad_weights,
+                            int threads) {
+  const Symmetrize mode = to_symmetrize(symmetrize);
   py::gil_scoped_release no_gil;
   by_type(is_double, [&](auto type) {
     using T = decltype(type);
-    cpu::combine_edges_backward<T>(nnz, num_weights, at<int64_t>(forward), at<int64_t>(reverse), Symmetrize(mode),
-                                   at<T>(weights), at<T>(grad_values), at<T>(grad_weights), threads);
+    cpu::combine_edges_backward<T>(nnz, num_weights, at<int64_t>(forward), at<int64_t>(reverse), mode, at<T>(weights),
+                                   at<T>(grad_values), at<T>(grad_weights), threads);
   });
 }
 
-void normalize_edges(Address crow, Address col, int64_t n, bool is_double, Address values, int mode,
-                     Address normalized, int threads) {
+// `capacity`, the length of col and values, is for the CUDA core: the CPU reads crow[n].
+void normalize_edges(int64_t n, int64_t, bool is_double, const std::string& normalization, Address crow, Address col,
+                     Address values, Address normalized, int threads) {
+  const Normalization mode = to_normalization(normalization);
   py::gil_scoped_release no_gil;
   by_type(is_double, [&](auto type) {
     using T = decltype(type);
-    cpu::normalize_edges<T>({at<int64_t>(crow), at<int64_t>(col), n}, at<T>(values), Normalization(mode),
-                            at<T>(normalized), threads);
+    cpu::normalize_edges<T>(to_csr(crow, col, n), at<T>(values), mode, at<T>(normalized), threads);
   });
 }
 
-void normalize_edges_backward(Address crow, Address col, int64_t n, bool is_double, Address values, int mode,
-                              Address grad_normalized, Address grad_values, int threads) {
+void normalize_edges_backward(int64_t n, int64_t, bool is_double, const std::string& normalization, Address crow,
+                              Address col, Address values, Address grad_normalized, Address grad_values, int threads) {
+  const Normalization mode = to_normalization(normalization);
   py::gil_scoped_release no_gil;
   by_type(is_double, [&](auto type) {
     using T = decltype(type);
-    cpu::normalize_edges_backward<T>({at<int64_t>(crow), at<int64_t>(col), n}, at<T>(values), Normalization(mode),
-                                     at<T>(grad_normalized), at<T>(grad_values), threads);
+    cpu::normalize_edges_backward<T>(to_csr(crow, col, n), at<T>(values), mode, at<T>(grad_normalized),
+                                     at<T>(grad_values), threads);
   });
 }
 
-int64_t propagate(Address crow, Address col, int64_t n, bool is_double, Address values, int64_t num_classes,
-                  Address fixed, Address boundary, bool has_initial, Address prior, Options options, Address result,
-                  Address residual, Address reachable, Address used_tol) {
+void propagate(int64_t n, int64_t, int64_t num_classes, bool is_double, Address crow, Address col, Address values,
+               Address fixed, Address boundary, bool has_initial, Address prior, double alpha, double prior_strength,
+               double tol, int64_t max_iter, Address result, Address residual, Address reachable, Address used_tol,
+               Address iterations, int threads) {
   py::gil_scoped_release no_gil;
-  return by_type(is_double, [&](auto type) {
+  by_type(is_double, [&](auto type) {
     using T = decltype(type);
-    return cpu::propagate<T>({at<int64_t>(crow), at<int64_t>(col), n}, at<T>(values), num_classes, at<uint8_t>(fixed),
-                             at<T>(boundary), has_initial, at<T>(prior), to_options(options), at<T>(result),
-                             at<double>(residual), at<uint8_t>(reachable), at<double>(used_tol));
+    *at<int64_t>(iterations) = cpu::propagate<T>(
+        to_csr(crow, col, n), at<T>(values), num_classes, at<uint8_t>(fixed), at<T>(boundary), has_initial,
+        at<T>(prior), {alpha, prior_strength, tol, max_iter, threads}, at<T>(result), at<double>(residual),
+        at<uint8_t>(reachable), at<double>(used_tol));
   });
 }
 
-int64_t propagate_backward(Address crow, Address col, int64_t n, bool is_double, Address values, int64_t num_classes,
-                           Address fixed, Address reachable, Address prior, Address result, Address grad_result,
-                           Options options, Address grad_values, Address residual) {
+void propagate_backward(int64_t n, int64_t, int64_t num_classes, bool is_double, Address crow, Address col,
+                        Address values, Address fixed, Address reachable, Address prior, Address result,
+                        Address grad_result, double alpha, double prior_strength, Address tol, int64_t max_iter,
+                        Address grad_values, Address residual, Address iterations, int threads) {
   py::gil_scoped_release no_gil;
-  return by_type(is_double, [&](auto type) {
+  by_type(is_double, [&](auto type) {
     using T = decltype(type);
-    return cpu::propagate_backward<T>({at<int64_t>(crow), at<int64_t>(col), n}, at<T>(values), num_classes,
-                                      at<uint8_t>(fixed), at<uint8_t>(reachable), at<T>(prior), at<T>(result),
-                                      at<T>(grad_result), to_options(options), at<T>(grad_values),
-                                      at<double>(residual));
+    const double within = std::max(*at<double>(tol), cpu::finest_tol<T>());
+    *at<int64_t>(iterations) = cpu::propagate_backward<T>(
+        to_csr(crow, col, n), at<T>(values), num_classes, at<uint8_t>(fixed), at<uint8_t>(reachable), at<T>(prior),
+        at<T>(result), at<T>(grad_result), {alpha, prior_strength, within, max_iter, threads},
+        at<T>(grad_values), at<double>(residual));
   });
 }
 
@@ -149,36 +161,68 @@ void dense_unit_rows_backward(int64_t n, int64_t cols, bool is_double, Address u
   });
 }
 
-void dense_loss(DenseArguments problem, DenseHow how, DenseOutputs outputs) {
+void dense_loss(int64_t n, int64_t num_classes, bool is_double, Address cosines, Address inverse_sigma, Address labels,
+                Address targets, Address scored, Address class_weight, double alpha, const std::string& normalization,
+                const std::string& target, double smoothing, Address loss, Address result, Address reachable,
+                Address lacks, Address grad_cosines, Address grad_inverse_sigma, int threads) {
+  const cpu::DenseOptions options{alpha, to_normalization(normalization), to_target(target), smoothing,
+                                  threads};
   py::gil_scoped_release no_gil;
-  by_type(std::get<2>(problem), [&](auto type) {
+  by_type(is_double, [&](auto type) {
     using T = decltype(type);
-    cpu::dense_loss<T>(to_dense_problem<T>(problem), to_dense_options(how), to_dense_result<T>(outputs));
+    cpu::dense_loss<T>({n, num_classes, at<T>(cosines), at<double>(inverse_sigma), at<int64_t>(labels),
+                        at<int64_t>(targets), at<uint8_t>(scored), at<double>(class_weight)},
+                       options,
+                       {at<T>(loss), at<T>(result), at<uint8_t>(reachable), at<double>(lacks), at<T>(grad_cosines),
+                        at<double>(grad_inverse_sigma)});
   });
+}
+
+void bind_cpu(py::module_ m) {
+  m.def("cosine_topk", &cosine_topk, arg("queries"), arg("corpus"), arg("k"), arg("exclude_self"), arg("hint"),
+        arg("hint_k"), arg("values"), arg("indices"), arg("threads"), arg("report"));
+  m.def("cosine_topk_backward", &cosine_topk_backward, arg("queries"), arg("corpus"), arg("k"), arg("is_double"),
+        arg("indices"), arg("grad_values"), arg("grad_queries"), arg("grad_corpus"), arg("threads"));
+  m.def("knn_structure", &knn_structure, arg("n"), arg("k"), arg("indices"), arg("symmetrize"), arg("capacity"),
+        arg("crow"), arg("col"), arg("forward"), arg("reverse"), arg("threads"));
+  m.def("combine_edges", &combine_edges, arg("nnz"), arg("is_double"), arg("forward"), arg("reverse"),
+        arg("symmetrize"), arg("weights"), arg("values"), arg("threads"));
+  m.def("combine_edges_backward", &combine_edges_backward, arg("nnz"), arg("num_weights"), arg("is_double"),
+        arg("forward"), arg("reverse"), arg("symmetrize"), arg("weights"), arg("grad_values"), arg("grad_weights"),
+        arg("threads"));
+  m.def("normalize_edges", &normalize_edges, arg("n"), arg("capacity"), arg("is_double"), arg("normalization"),
+        arg("crow"), arg("col"), arg("values"), arg("normalized"), arg("threads"));
+  m.def("normalize_edges_backward", &normalize_edges_backward, arg("n"), arg("capacity"), arg("is_double"),
+        arg("normalization"), arg("crow"), arg("col"), arg("values"), arg("grad_normalized"), arg("grad_values"),
+        arg("threads"));
+  m.def("propagate", &propagate, arg("n"), arg("capacity"), arg("num_classes"), arg("is_double"), arg("crow"),
+        arg("col"), arg("values"), arg("fixed"), arg("boundary"), arg("has_initial"), arg("prior"),
+        arg("alpha"), arg("prior_strength"), arg("tol"), arg("max_iter"), arg("result"), arg("residual"),
+        arg("reachable"), arg("used_tol"), arg("iterations"), arg("threads"));
+  m.def("propagate_backward", &propagate_backward, arg("n"), arg("capacity"), arg("num_classes"), arg("is_double"),
+        arg("crow"), arg("col"), arg("values"), arg("fixed"), arg("reachable"), arg("prior"), arg("result"),
+        arg("grad_result"), arg("alpha"), arg("prior_strength"), arg("tol"), arg("max_iter"),
+        arg("grad_values"), arg("residual"), arg("iterations"), arg("threads"));
+  m.def("dense_unit_rows", &dense_unit_rows, arg("n"), arg("cols"), arg("is_double"), arg("x"), arg("unit"),
+        arg("inverse_norms"), arg("threads"));
+  m.def("dense_unit_rows_backward", &dense_unit_rows_backward, arg("n"), arg("cols"), arg("is_double"), arg("unit"),
+        arg("inverse_norms"), arg("grad_unit"), arg("grad"), arg("threads"));
+  m.def("dense_loss", &dense_loss, arg("n"), arg("num_classes"), arg("is_double"), arg("cosines"),
+        arg("inverse_sigma"), arg("labels"), arg("targets"), arg("scored"), arg("class_weight"),
+        arg("alpha"), arg("normalization"), arg("target"), arg("smoothing"), arg("loss"), arg("result"),
+        arg("reachable"), arg("lacks"), arg("grad_cosines"), arg("grad_inverse_sigma"), arg("threads"));
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "The native core of gloss_kernels; gloss_kernels._native calls it.";
-  m.def("isa", [] { return cpu::isa_name(cpu::isa()); });
-  m.def("cosine_topk", &cosine_topk);
-  m.def("cosine_topk_backward", &cosine_topk_backward);
-  m.def("knn_structure", &knn_structure);
-  m.def("combine_edges", &combine_edges);
-  m.def("combine_edges_backward", &combine_edges_backward);
-  m.def("normalize_edges", &normalize_edges);
-  m.def("normalize_edges_backward", &normalize_edges_backward);
-  m.def("propagate", &propagate);
-  m.def("propagate_backward", &propagate_backward);
-  m.def("dense_unit_rows", &dense_unit_rows);
-  m.def("dense_unit_rows_backward", &dense_unit_rows_backward);
-  m.def("dense_loss", &dense_loss);
+  m.doc() = "The native core of gloss_kernels; gloss_kernels/_backends/native.py calls it.";
+  m.def("isa", [] { return cpu::isa_name(cpu::isa()); }, "The instruction set that the CPU kernels run on.");
+  bind_cpu(m.def_submodule("cpu", "The C++ core."));
 #if defined(GLOSS_CUDA)
-  m.def("cuda_architectures", [] { return GLOSS_CUDA_ARCHITECTURES; });
-  bind_cuda(m);
+  m.attr("cuda_architectures") = GLOSS_CUDA_ARCHITECTURES;
+  bind_cuda(m.def_submodule("cuda", "The CUDA core."));
 #else
-  m.def("cuda_architectures", [] { return ""; });
-  m.def("cuda_problem", [] { return "this build has no CUDA core"; });
+  m.attr("cuda_architectures") = "";
 #endif
 }

@@ -1,4 +1,6 @@
-// Shared by the two files that know Python: addresses to pointers, tuples to the structures of gloss.h.
+// Shared by the two files that know Python. Addresses become pointers, names become options. The functions of both have
+// the same names and the same named arguments; after them stands what a side needs to run (`threads`, or `workspace`,
+// `device` and `stream`). gloss_kernels/_backends/native.py calls them and has allocated every buffer; _C.pyi lists them.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -14,6 +16,7 @@
 namespace gloss::bindings {
 
 namespace py = pybind11;
+using py::arg;
 
 using Address = uintptr_t;  // of a tensor's first element; 0 is null
 
@@ -33,36 +36,18 @@ inline MatrixView to_view(const View& v) {
   return {at<void>(std::get<0>(v)), DType(std::get<1>(v)), std::get<2>(v), std::get<3>(v), std::get<4>(v)};
 }
 
-// alpha, prior_strength, tol, max_iter, threads
-using Options = std::tuple<double, double, double, int64_t, int>;
-inline cpu::PropagateOptions to_options(const Options& o) {
-  return {std::get<0>(o), std::get<1>(o), std::get<2>(o), std::get<3>(o), std::get<4>(o)};
-}
+inline Csr to_csr(Address crow, Address col, int64_t n) { return {at<int64_t>(crow), at<int64_t>(col), n}; }
 
-// n, num_classes, is_double, cosines, inverse_sigma, labels, targets, scored, class_weight
-using DenseArguments = std::tuple<int64_t, int64_t, bool, Address, Address, Address, Address, Address, Address>;
-template <class T>
-cpu::DenseProblem<T> to_dense_problem(const DenseArguments& a) {
-  return {std::get<0>(a),           std::get<1>(a),
-          at<T>(std::get<3>(a)),    at<double>(std::get<4>(a)),
-          at<int64_t>(std::get<5>(a)), at<int64_t>(std::get<6>(a)),
-          at<uint8_t>(std::get<7>(a)), at<double>(std::get<8>(a))};
+inline Symmetrize to_symmetrize(const std::string& name) {
+  return option_named<Symmetrize>("symmetrize", name, kSymmetrizeNames);
 }
-// alpha, normalization, paper_target, smoothing, threads
-using DenseHow = std::tuple<double, int, bool, double, int>;
-inline cpu::DenseOptions to_dense_options(const DenseHow& o) {
-  return {std::get<0>(o), Normalization(std::get<1>(o)), std::get<2>(o), std::get<3>(o), std::get<4>(o)};
+inline Normalization to_normalization(const std::string& name) {
+  return option_named<Normalization>("normalization", name, kNormalizationNames);
 }
-// loss, result, reachable, lacks, grad_cosines, grad_inverse_sigma
-using DenseOutputs = std::tuple<Address, Address, Address, Address, Address, Address>;
-template <class T>
-cpu::DenseResult<T> to_dense_result(const DenseOutputs& o) {
-  return {at<T>(std::get<0>(o)),      at<T>(std::get<1>(o)), at<uint8_t>(std::get<2>(o)),
-          at<double>(std::get<3>(o)), at<T>(std::get<4>(o)), at<double>(std::get<5>(o))};
-}
+inline Target to_target(const std::string& name) { return option_named<Target>("target", name, kTargetNames); }
 
 #if defined(GLOSS_CUDA) || defined(GLOSS_EMULATE)
-void bind_cuda(py::module_& m);
+void bind_cuda(py::module_ m);
 #endif
 
 }  // namespace gloss::bindings

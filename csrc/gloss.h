@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <string>
 
+#include "graph/symmetrize.h"
+#include "loss/target.h"
+#include "options.h"
+
 namespace gloss {
 
 enum class DType : int32_t { f64, f32, f16, bf16 };
@@ -33,8 +37,8 @@ struct Csr {
   int64_t n;
 };
 
-enum class Symmetrize : int32_t { none, sum, max, min };
-enum class Normalization : int32_t { row, symmetric, paper };
+enum class Normalization : int32_t { row, symmetric, published };
+inline constexpr const char* kNormalizationNames[] = {"row", "symmetric", "published"};
 
 namespace cpu {
 
@@ -50,7 +54,7 @@ struct TopkStats {
 // The corpus is the same matrix as the queries when the data pointers, shapes and strides are equal: then only the
 // upper triangle is computed. exclude_self leaves out index i for row i. A zero row has cosine 0 with everything.
 // `hint` [queries.rows, hint_k] (may be null): indices of probably near rows, any quality; -1 for none; it seeds the
-// thresholds and never changes the result. Throws if a row holds NaN or Inf (naming the first).
+// thresholds and never changes the result. Throws if a row contains NaN or Inf (naming the first).
 void cosine_topk(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self,
                  const int64_t* hint, int64_t hint_k,
                  void* values,      // [queries.rows, k] double for f64 input, else float
@@ -70,11 +74,11 @@ void cosine_topk_backward(MatrixView queries, MatrixView corpus, int64_t k, cons
 // --------------------------------------------------------------------------------------------- graph
 // Sparsity of the symmetrised k-nearest-neighbour graph. Entry e = (i, j) of the CSR remembers where its two directed
 // weights lie in the flat [n * k] array: forward[e] = i * k + r if j is the r-th neighbour of i, else -1;
-// reverse[e] = j * k + r if i is the r-th neighbour of j, else -1. `none` keeps the directed edges, `min` only those
-// that are there both ways, `sum` and `max` all. The arrays have room for `capacity` = 2 n k entries (n k for none and
-// min); those past crow[n] are filled with 0, -1, -1. Throws on an index outside 0..n-1, on i itself and on a repeat.
+// reverse[e] = j * k + r if i is the r-th neighbour of j, else -1. graph/symmetrize.h says which pairs are entries. The
+// arrays have room for `capacity` entries, at least as many as there can be; those past crow[n] are filled with 0, -1,
+// -1. Throws on an index outside 0..n-1, on i itself and on a repeat.
 void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode,  // indices [n, k]
-                   int64_t* crow, int64_t* col, int64_t* forward, int64_t* reverse, int threads);
+                   int64_t capacity, int64_t* crow, int64_t* col, int64_t* forward, int64_t* reverse, int threads);
 
 // values[e] = combine(weights[forward[e]], weights[reverse[e]]), an absent weight counting as 0.
 template <class T>
@@ -82,7 +86,7 @@ void combine_edges(int64_t nnz, const int64_t* forward, const int64_t* reverse, 
                    const T* weights,  // [n * k]
                    T* values,         // [nnz]
                    int threads);
-// Ties of max and min give half to each side, as torch does. Deterministic.
+// Deterministic.
 template <class T>
 void combine_edges_backward(int64_t nnz, int64_t num_weights, const int64_t* forward, const int64_t* reverse,
                             Symmetrize mode, const T* weights, const T* grad_values,
@@ -90,7 +94,7 @@ void combine_edges_backward(int64_t nnz, int64_t num_weights, const int64_t* for
                             int threads);
 
 // M_ij = A_ij s_i s_j for a symmetric A with d = A 1 and t = A d^-1/2.
-//   row: M = A.   symmetric: s = d^-1/2.   paper: s = 1 / t  (the published code's three normalisations in one).
+//   row: M = A.   symmetric: s = d^-1/2.   published: s = 1 / t  (the published code's three normalisations in one).
 // A node without weight has s = 0.
 template <class T>
 void normalize_edges(Csr graph, const T* values, Normalization mode, T* normalized, int threads);
@@ -100,6 +104,12 @@ void normalize_edges_backward(Csr graph, const T* values, Normalization mode, co
                               T* grad_values, int threads);
 
 // ----------------------------------------------------------------------------------------- propagate
+// The smallest tol that is of use: float cannot hold a solution to much less than 1e-6, and asking for more only costs
+// iterations. (gloss_kernels/_math.py has the same.)
+template <class T>
+constexpr double finest_tol() {
+  return sizeof(T) == 8 ? 1e-14 : 2e-6;
+}
 struct PropagateOptions {
   double alpha;           // NaN: harmonic solution. Else label spreading with this alpha in (0, 1)
   double prior_strength;  // eps >= 0 of the harmonic solution
@@ -167,8 +177,8 @@ struct DenseProblem {
 struct DenseOptions {
   double alpha;  // NaN: harmonic solution. Else label spreading, with symmetric normalisation.
   Normalization normalization;
-  bool paper_target;  // probabilities as logits of a cross entropy; else -log((1 - smoothing) p_y + smoothing / C)
-  double smoothing;
+  Target target;
+  double smoothing;  // of target nll
   int threads;
 };
 template <class T>

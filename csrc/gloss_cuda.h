@@ -21,7 +21,7 @@ std::string problem();
 // ---------------------------------------------------------------------------------------------- topk
 // Written on the device; reading it is up to the caller.
 struct TopkStatus {
-  int64_t bad_query_row;   // first row that holds NaN or Inf, or -1. Its values come out NaN, its indices valid.
+  int64_t bad_query_row;   // first row that contains NaN or Inf, or -1. Its values come out NaN, its indices valid.
   int64_t bad_corpus_row;  // likewise; a corpus row with NaN or Inf is nobody's neighbour while others are left
   int64_t candidates;      // entries that passed the filter and were scored again
   int64_t recomputed_rows; // rows that could not be certified and were redone exactly
@@ -38,9 +38,9 @@ void cosine_topk_backward(MatrixView queries, MatrixView corpus, int64_t k, cons
 
 // --------------------------------------------------------------------------------------------- graph
 // An index outside 0..n-1, i itself, or a repeat in row i is left out (the CPU throws).
-int64_t knn_structure_workspace(int64_t n, int64_t k, Symmetrize mode);
-void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode, int64_t* crow, int64_t* col,
-                   int64_t* forward, int64_t* reverse, void* workspace, Queue queue);
+int64_t knn_structure_workspace(int64_t n, int64_t k);
+void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode, int64_t capacity, int64_t* crow,
+                   int64_t* col, int64_t* forward, int64_t* reverse, void* workspace, Queue queue);
 
 template <class T>
 void combine_edges(int64_t nnz, const int64_t* forward, const int64_t* reverse, Symmetrize mode, const T* weights,

@@ -6,8 +6,8 @@ Four stages, the same four names on every floor::
 """
 
 from . import sigma
-from ._dispatch import BackendStatus, available_backends
-from ._native import progress, topk_statistics
+from ._backends import BackendStatus, available_backends
+from ._progress import progress, topk_statistics
 from .corpus import CorpusGLoss
 from .graph import SimilarityGraph, similarity_graph
 from .loss import GLoss, g_loss

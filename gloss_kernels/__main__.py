@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import __version__, available_backends
-from ._dispatch import BACKENDS
+from ._backends import BACKENDS
 
 
 def add_parser(commands: Any) -> None:

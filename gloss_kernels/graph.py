@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _dispatch, _native, _validate, reference
+from . import _backends, _checks, _ops, reference
+from ._math import compute_dtype
 from .topk import TopK, cosine_topk
 
 SMALLEST_SIGMA = 1e-6  # a smaller one overflows 1 / sigma^2 in float32 with room for the gradient
-SYMMETRIZE = ("sum", "union", "mutual", None)
+SYMMETRIZE = tuple(None if how == "none" else how for how in reference.SYMMETRIZE)
 
 
 class SimilarityGraph(NamedTuple):
@@ -76,9 +77,9 @@ class SimilarityGraph(NamedTuple):
     def from_scipy(cls, matrix: Any) -> SimilarityGraph:
         """From any scipy.sparse matrix [n, n] of weights >= 0; repeated entries are added, self edges dropped."""
         if not hasattr(matrix, "tocoo"):
-            raise TypeError(f"matrix: got {type(matrix).__name__}, wants a scipy.sparse matrix")
+            raise TypeError(f"matrix must be a scipy.sparse matrix, got {type(matrix).__name__}")
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"matrix: got shape {matrix.shape}, wants a square one")
+            raise ValueError(f"matrix must be square, got shape {matrix.shape}")
         coo = matrix.tocoo()
         keep = coo.row != coo.col
         csr = type(coo)((coo.data[keep], (coo.row[keep], coo.col[keep])), shape=coo.shape).tocsr()
@@ -87,7 +88,7 @@ class SimilarityGraph(NamedTuple):
         if values.dtype != torch.float64:
             values = values.to(torch.float32)
         if not bool((torch.isfinite(values) & (values >= 0)).all()):
-            raise ValueError("matrix: holds a weight that is negative, NaN or Inf, wants weights >= 0")
+            raise ValueError("matrix must have finite weights >= 0, got one that is negative, NaN or Inf")
         symmetric = (csr != csr.T).nnz == 0
         crow, col = (torch.as_tensor(np.asarray(x, dtype=np.int64)) for x in (csr.indptr, csr.indices))
         return cls(crow, col, values, bool(symmetric))
@@ -107,7 +108,7 @@ class SimilarityGraph(NamedTuple):
                 crow, col, values = (torch.as_tensor(file[name]) for name in cls._fields[:3])
                 symmetric = bool(file["symmetric"])
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"path: {os.fspath(path)!r} is not a graph saved by SimilarityGraph.save") from error
+            raise ValueError(f"path must be a graph saved by SimilarityGraph.save, got {os.fspath(path)!r}") from error
         graph = cls(crow, col, values, symmetric)
         check_graph("path", graph)
         return graph
@@ -116,29 +117,37 @@ class SimilarityGraph(NamedTuple):
 def check_graph(name: str, graph: Any) -> SimilarityGraph:
     """Raises where the arrays are not a CSR graph; reads them once."""
     if not isinstance(graph, SimilarityGraph):
-        raise TypeError(f"{name}: got {type(graph).__name__}, wants a SimilarityGraph (see SimilarityGraph.from_scipy)")
+        raise TypeError(
+            f"{name} must be a SimilarityGraph (SimilarityGraph.from_scipy makes one), got {type(graph).__name__}"
+        )
     crow, col, values, _ = graph
     for part, x, kinds in (("crow_indices", crow, (torch.int64,)), ("col_indices", col, (torch.int64,)),
                            ("values", values, (torch.float32, torch.float64))):  # fmt: skip
         if not isinstance(x, Tensor):
-            raise TypeError(f"{name}.{part}: got {type(x).__name__}, wants a torch.Tensor")
+            raise TypeError(f"{name}.{part} must be a torch.Tensor, got {type(x).__name__}")
         if x.ndim != 1 or x.dtype not in kinds:
             wanted = " or ".join(map(str, kinds))
-            raise ValueError(f"{name}.{part}: got {x.dtype} {tuple(x.shape)}, wants a vector of {wanted}")
+            raise ValueError(f"{name}.{part} must be a vector of {wanted}, got {x.dtype} {tuple(x.shape)}")
     if len(crow) == 0 or len(col) != len(values):
-        raise ValueError(f"{name}: crow_indices [n + 1], col_indices and values [nnz] do not fit together")
+        raise ValueError(
+            f"{name} must have crow_indices [n + 1], col_indices and values [nnz], got lengths {len(crow)}, {len(col)} "
+            f"and {len(values)}"
+        )
     if int(crow[0]) != 0 or int(crow[-1]) != len(col) or bool((crow.diff() < 0).any()):
-        raise ValueError(f"{name}.crow_indices: wants numbers that rise from 0 to nnz = {len(col)}")
+        raise ValueError(f"{name}.crow_indices must rise from 0 to nnz = {len(col)}, got other numbers")
     if not len(col):
         return graph
     if int(col.min()) < 0 or int(col.max()) >= len(crow) - 1:
-        raise ValueError(f"{name}.col_indices: holds a node outside 0..{len(crow) - 2}")
+        raise ValueError(f"{name}.col_indices must be nodes in 0..{len(crow) - 2}, got one outside")
     rises = col.diff() > 0
     rises[crow[1:-1][(crow[1:-1] > 0) & (crow[1:-1] < len(col))] - 1] = True  # from one row to the next they may fall
     if not bool(rises.all()):
-        raise ValueError(f"{name}.col_indices: a row's columns must rise, without repeats (SimilarityGraph.from_scipy)")
+        raise ValueError(
+            f"{name}.col_indices must rise within a row, without repeats (SimilarityGraph.from_scipy sorts them), got "
+            "others"
+        )
     if not bool((torch.isfinite(values) & (values >= 0)).all()):
-        raise ValueError(f"{name}.values: holds a weight that is negative, NaN or Inf, wants weights >= 0")
+        raise ValueError(f"{name}.values must be finite weights >= 0, got one that is negative, NaN or Inf")
     return graph
 
 
@@ -149,7 +158,6 @@ def similarity_graph(
     sigma: float | Tensor = 0.5,
     symmetrize: str | None = "sum",
     neighbors: TopK | None = None,
-    exact: bool = True,
     backend: str = "auto",
 ) -> SimilarityGraph:
     """The Gaussian k-nearest-neighbour graph of documents, with gradient to embeddings and sigma.
@@ -169,24 +177,23 @@ def similarity_graph(
         symmetrize: "sum" W + W^T, "union" max(W, W^T), "mutual" min(W, W^T), None directed.
         neighbors: a TopK of these embeddings found earlier (by NeighborIndex for instance): the search is left out, its
             indices are used, and its values are the cosines, carrying their gradient.
-        exact, backend: as for :func:`cosine_topk`.
+        backend: as for :func:`cosine_topk`.
 
     Returns:
         SimilarityGraph with float32 values (float64 for float64 input).
     """
-    _validate.matrix("embeddings", embeddings)
-    _validate.choice("symmetrize", symmetrize, SYMMETRIZE)
+    _checks.matrix("embeddings", embeddings)
+    _checks.choice("symmetrize", symmetrize, SYMMETRIZE)
     if neighbors is None:
-        neighbors = neighbors_of(embeddings, n_neighbors, exact=exact, backend=backend)
+        neighbors = neighbors_of(embeddings, n_neighbors, backend=backend)
     else:
         neighbors = _check_neighbors(neighbors, embeddings)
-    chosen = _dispatch.resolve(backend, embeddings.device)
+    chosen = _backends.resolve(backend, embeddings.device)
     weights = gaussian_weights(neighbors, sigma)
-    if chosen == "reference":
-        return _reference_graph(neighbors.indices, weights, symmetrize)
-    crow, col, forward, reverse = knn_structure_op(neighbors.indices, symmetrize or "none", chosen)
+    how = symmetrize or "none"
+    crow, col, forward, reverse = _ops.graph.knn_structure(neighbors.indices, how, chosen)
     nnz = int(crow[-1])
-    values = combine_edges_op(weights, forward[:nnz].clone(), reverse[:nnz].clone(), symmetrize or "none", chosen)
+    values = _ops.graph.combine_edges(weights, forward[:nnz].clone(), reverse[:nnz].clone(), how, chosen)
     return SimilarityGraph(crow, col[:nnz].clone(), values, symmetrize is not None)
 
 
@@ -203,102 +210,39 @@ def gaussian_weights(neighbors: TopK, sigma: float | Tensor) -> Tensor:
 
 def check_sigma(sigma: Any, n: int) -> float | Tensor:
     if not isinstance(sigma, Tensor):
-        return _validate.number("sigma", sigma, SMALLEST_SIGMA)
+        return _checks.number("sigma", sigma, SMALLEST_SIGMA)
     if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) != n):
-        raise ValueError(f"sigma: got shape {tuple(sigma.shape)}, wants a number, a 0-dim tensor or [{n}]")
+        raise ValueError(f"sigma must be a number, a 0-dim tensor or [{n}], got shape {tuple(sigma.shape)}")
     if not sigma.is_floating_point():
-        raise TypeError(f"sigma: got {sigma.dtype}, wants a floating dtype")
+        raise TypeError(f"sigma must have a floating dtype, got {sigma.dtype}")
     if not torch.compiler.is_compiling() and sigma.device.type == "cpu" and not bool((sigma > 0).all()):
-        raise ValueError("sigma: holds a number that is not above 0")
+        raise ValueError("sigma must be above 0, got a number that is not")
     return sigma
 
 
-def neighbors_of(embeddings: Tensor, n_neighbors: int, *, exact: bool = True, backend: str = "auto") -> TopK:
+def neighbors_of(embeddings: Tensor, n_neighbors: int, *, backend: str = "auto") -> TopK:
     """cosine_topk of the embeddings among themselves; errors speak of embeddings and n_neighbors."""
     most = len(embeddings) - 1
-    _validate.whole_number("n_neighbors", n_neighbors, 1)
+    _checks.whole_number("n_neighbors", n_neighbors, 1)
     if n_neighbors > most:
-        raise ValueError(f"n_neighbors: got {n_neighbors}, but a document of {most + 1} has only {most} others")
+        raise ValueError(
+            f"n_neighbors must be at most {most} (a document of {most + 1} has no more others), got {n_neighbors}"
+        )
     try:
-        return cosine_topk(embeddings, k=n_neighbors, exact=exact, backend=backend)
+        return cosine_topk(embeddings, k=n_neighbors, backend=backend)
     except ValueError as error:
         raise ValueError(str(error).replace("queries: row", "embeddings: row")) from None
 
 
 def _check_neighbors(neighbors: Any, embeddings: Tensor) -> TopK:
     if not (isinstance(neighbors, tuple) and len(neighbors) == 2 and all(isinstance(x, Tensor) for x in neighbors)):
-        raise TypeError(f"neighbors: got {type(neighbors).__name__}, wants TopK(values, indices)")
+        raise TypeError(f"neighbors must be TopK(values, indices), got {type(neighbors).__name__}")
     values, indices = neighbors
     if values.ndim != 2 or len(values) != len(embeddings):
-        raise ValueError(f"neighbors.values: got shape {tuple(values.shape)}, wants [{len(embeddings)}, k]")
-    if values.dtype not in _validate.FLOAT_DTYPES:
-        raise TypeError(f"neighbors.values: got {values.dtype}, wants a floating dtype")
-    _validate.integers("neighbors.indices", indices, tuple(values.shape))
-    _validate.same_device("neighbors.values", values, embeddings)
-    _validate.same_device("neighbors.indices", indices, embeddings)
-    return TopK(values.to(_native.compute_dtype(embeddings)), indices)
-
-
-def _reference_graph(indices: Tensor, weights: Tensor, symmetrize: str | None) -> SimilarityGraph:
-    n = len(indices)
-    directed = torch.zeros(n, n, dtype=weights.dtype, device=weights.device).scatter(1, indices, weights)
-    edge = torch.zeros(n, n, dtype=torch.bool, device=weights.device).scatter(1, indices, True)
-    edge = edge & edge.T if symmetrize == "mutual" else edge | edge.T if symmetrize else edge
-    row, col = edge.nonzero(as_tuple=True)
-    crow = torch.nn.functional.pad(edge.sum(dim=1).cumsum(0), (1, 0))
-    return SimilarityGraph(crow, col, reference.symmetrize(directed, symmetrize)[row, col], symmetrize is not None)
-
-
-# ------------------------------------------------------------------------------------------- operators
-# "none" stands for symmetrize=None, since an operator's schema has strings only. Of the structure's arrays
-# crow [n + 1], col, forward, reverse [capacity] (csrc/gloss.h) the entries past crow[n] are padding, so that shapes
-# depend on n and k only.
-def _mode(symmetrize: str) -> str | None:
-    return None if symmetrize == "none" else symmetrize
-
-
-@torch.library.custom_op("gloss_kernels::knn_structure", mutates_args=())
-def knn_structure_op(indices: Tensor, symmetrize: str, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _dispatch.kernels(backend).knn_structure(indices, _mode(symmetrize))
-
-
-@knn_structure_op.register_fake
-def _(indices: Tensor, symmetrize: str, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n, k = indices.shape
-    capacity = _native.structure_capacity(n, k, _mode(symmetrize))
-    col, forward, reverse = (indices.new_empty(capacity) for _ in range(3))
-    return indices.new_empty(n + 1), col, forward, reverse
-
-
-@torch.library.custom_op("gloss_kernels::combine_edges", mutates_args=())
-def combine_edges_op(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str) -> Tensor:
-    return _dispatch.kernels(backend).combine_edges(weights, forward, reverse, _mode(symmetrize))
-
-
-@combine_edges_op.register_fake
-def _(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str) -> Tensor:
-    return weights.new_empty(forward.shape)
-
-
-@torch.library.custom_op("gloss_kernels::combine_edges_backward", mutates_args=())
-def combine_edges_backward_op(
-    grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str
-) -> Tensor:
-    return _dispatch.kernels(backend).combine_edges_backward(grad_values, weights, forward, reverse, _mode(symmetrize))
-
-
-@combine_edges_backward_op.register_fake
-def _(grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str) -> Tensor:
-    return weights.new_empty(weights.shape)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    weights, forward, reverse, ctx.symmetrize, ctx.backend = inputs
-    ctx.save_for_backward(weights, forward, reverse)
-
-
-def _backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor | None, ...]:
-    return combine_edges_backward_op(grad_values, *ctx.saved_tensors, ctx.symmetrize, ctx.backend), *(None,) * 4
-
-
-combine_edges_op.register_autograd(_backward, setup_context=_setup)
+        raise ValueError(f"neighbors.values must be [{len(embeddings)}, k], got shape {tuple(values.shape)}")
+    if values.dtype not in _checks.FLOAT_DTYPES:
+        raise TypeError(f"neighbors.values must have a floating dtype, got {values.dtype}")
+    _checks.integers("neighbors.indices", indices, tuple(values.shape))
+    _checks.same_device("neighbors.values", values, embeddings)
+    _checks.same_device("neighbors.indices", indices, embeddings)
+    return TopK(values.to(compute_dtype(embeddings)), indices)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _convergence, _dispatch, _native, _validate, reference
+from . import _backends, _checks, _ops
+from ._backends.protocol import Edges
+from ._math import drop_vanishing, one_hot
+from ._options import PropagateOptions
 from .graph import SimilarityGraph, check_graph
-
-NORMALIZATIONS = ("row", "paper")
 
 
 class Propagation(NamedTuple):
@@ -19,8 +20,8 @@ class Propagation(NamedTuple):
     Attributes:
         probabilities: float [n, C], rows sum to 1 (to tol). Labelled rows are one-hot (harmonic solution).
         iterations: int64 [], conjugate-gradient steps of the slowest class (0: a direct solve).
-        residual: float64 [], the largest relative residual of a class; of the dense loss (a direct solve), how much a
-            row's sum differed from 1.
+        residual: float64 [], the largest relative residual of a class; of the dense loss (a direct solve) the row-sum
+            error, how much the sum of a row differed from 1.
         reachable: bool [n], whether a labelled document can be reached; other rows hold the prior.
     """
 
@@ -61,7 +62,7 @@ def propagate_labels(
             (1 - alpha) (I - alpha D^-1/2 A D^-1/2)^-1 Y with rows scaled to sum 1. Then normalization and
             prior_strength are not used, and a document so far from the labels that its row sums to less than
             10 tol (1 - alpha) counts as not reachable.
-        normalization: "row" M = A, the paper's equation; "paper" what its published code computes (symmetric, then
+        normalization: "row" M = A, the paper's equation; "published" what its published code computes (symmetric, then
             column, then row normalisation).
         prior_strength: eps >= 0 pulls towards the prior: (D (1 + eps) - M) F = M Y + eps D prior.
         prior: float [C], sums to 1; what documents without a path to a label receive. Default uniform.
@@ -82,28 +83,23 @@ def propagate_labels(
     """
     check_graph("graph", graph)
     if not graph.symmetric:
-        raise ValueError("graph: is directed, wants a symmetric one (similarity_graph with symmetrize='sum')")
+        raise ValueError("graph must be symmetric (similarity_graph with symmetrize='sum'), got a directed one")
     n = graph.num_nodes
-    _validate.integers("labels", labels, (n,))
-    _validate.same_device("labels", labels, graph.values)
+    _checks.integers("labels", labels, (n,))
+    _checks.same_device("labels", labels, graph.values)
     if num_classes is None:
         num_classes = max(int(labels.max()) + 1 if n else 1, 1)
-    _validate.whole_number("num_classes", num_classes, 1)
+    _checks.whole_number("num_classes", num_classes, 1)
     check_labels("labels", labels, num_classes)
-    check_options(alpha, normalization, tol, max_iter)
-    _validate.number("prior_strength", prior_strength, 0)
+    options = PropagateOptions(alpha, normalization, prior_strength, tol, max_iter).checked()
     prior = _check_prior(prior, num_classes, graph.values)
     if initial is not None:
-        _validate.tensor("initial", initial, (n, num_classes), None)
+        _checks.tensor("initial", initial, (n, num_classes), None)
         if not bool(torch.isfinite(initial).all()):
-            raise ValueError("initial: holds NaN or Inf")
-    chosen = _dispatch.resolve(backend, graph.values.device)
-    if chosen == "reference":
-        return _reference(graph, labels, num_classes, alpha, normalization, prior_strength, prior)
+            raise ValueError("initial must be finite, got NaN or Inf")
     return solve(
-        graph.crow_indices, graph.col_indices, graph.values, labels, num_classes, alpha=alpha,
-        normalization=normalization, prior_strength=prior_strength, prior=prior, tol=tol, max_iter=max_iter,
-        initial=initial, backend=chosen,
+        graph.crow_indices, graph.col_indices, graph.values, labels, num_classes, options, prior=prior, initial=initial,
+        backend=_backends.resolve(backend, graph.values.device),
     )  # fmt: skip
 
 
@@ -114,15 +110,7 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignored: int = -1)
     wrong = ((labels < 0) | (labels >= num_classes)) & (labels != ignored)
     if bool(wrong.any()):
         at = int(wrong.nonzero()[0])
-        raise ValueError(f"{name}: document {at} has label {int(labels[at])}, wants 0..{num_classes - 1} or {ignored}")
-
-
-def check_options(alpha: float | None, normalization: str, tol: float, max_iter: int) -> None:
-    if alpha is not None and not 0 < _validate.number("alpha", alpha, 0) < 1:
-        raise ValueError(f"alpha: got {alpha}, wants None or a number between 0 and 1")
-    _validate.choice("normalization", normalization, NORMALIZATIONS)
-    _validate.number("tol", tol, 0, open_low=True)
-    _validate.whole_number("max_iter", max_iter, 1)
+        raise ValueError(f"{name} must be 0..{num_classes - 1} or {ignored}, got {int(labels[at])} for document {at}")
 
 
 def _check_prior(prior: Tensor | None, num_classes: int, like: Tensor) -> Tensor:
@@ -130,21 +118,10 @@ def _check_prior(prior: Tensor | None, num_classes: int, like: Tensor) -> Tensor
         return like.new_full((num_classes,), 1 / num_classes)
     if not isinstance(prior, Tensor) or tuple(prior.shape) != (num_classes,):
         got = tuple(prior.shape) if isinstance(prior, Tensor) else type(prior).__name__
-        raise ValueError(f"prior: got {got}, wants a tensor of shape [{num_classes}]")
+        raise ValueError(f"prior must be a tensor of shape [{num_classes}], got {got}")
     if not (bool((prior >= 0).all()) and abs(float(prior.sum()) - 1) <= 1e-3):
-        raise ValueError("prior: wants numbers >= 0 that sum to 1")
+        raise ValueError("prior must be numbers >= 0 that sum to 1, got others")
     return prior.detach().to(like)
-
-
-def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """[n, C]; a row of zeros for label -1. (torch's one_hot makes int64 first: eight times the memory traffic.)"""
-    zeros = torch.zeros(len(labels), num_classes, dtype=dtype, device=labels.device)
-    return zeros.scatter_(1, labels.clamp(min=0)[:, None], (labels >= 0).to(dtype)[:, None])
-
-
-def drop_vanishing(weights: Tensor) -> Tensor:
-    """Weights under 1e-32 (float64: 1e-280) become 0, no edge: dL/dweight grows as 1 / degree, it must not overflow."""
-    return torch.where(weights >= (1e-280 if weights.dtype == torch.float64 else 1e-32), weights, 0.0)
 
 
 def solve(
@@ -153,197 +130,25 @@ def solve(
     values: Tensor,
     labels: Tensor,
     num_classes: int,
+    options: PropagateOptions,
     *,
-    alpha: float | None,
-    normalization: str,
-    prior_strength: float,
     prior: Tensor,
-    tol: float,
-    max_iter: int,
     initial: Tensor | None = None,
     backend: str,
 ) -> Propagation:
     """propagate_labels after its checks; shapes depend on n, nnz and C only, so torch.compile can trace it."""
-    labeled = labels >= 0
+    labeled, alpha, how = labels >= 0, options.alpha, options.applied_normalization
     boundary = one_hot(labels, num_classes, values.dtype)
     if initial is not None:
         boundary = torch.where(labeled[:, None], boundary, initial.detach().to(values.dtype))
-    how = normalization if alpha is None else "symmetric"
     values = drop_vanishing(values)
-    normalized = values if how == "row" else normalize_edges_op(crow, col, values, how, backend)
-    options = (-1.0 if alpha is None else float(alpha), float(prior_strength), float(tol), max_iter)
-    f, iterations, residual, reachable, _ = propagate_op(
-        crow, col, normalized, labeled, boundary, initial is not None, prior, *options, backend
+    normalized = values if how == "row" else _ops.graph.normalize_edges(crow, col, values, how, backend)
+    f, iterations, residual, reachable, _ = _ops.propagate.propagate(
+        Edges(crow, col, normalized), labeled, boundary, initial is not None, prior, options, backend
     )
     if alpha is not None:  # a document whose share of the labels is below the solver's error has none to speak of
         total = f.sum(dim=1, keepdim=True)
-        known = total > 10 * tol * (1 - alpha)
+        known = total > 10 * options.tol * (1 - alpha)
         f = torch.where(known, f / torch.where(known, total, 1.0), prior)
         reachable = reachable & known.squeeze(1)
     return Propagation(f, iterations, residual.amax(), reachable)
-
-
-def _reference(
-    graph: SimilarityGraph,
-    labels: Tensor,
-    num_classes: int,
-    alpha: float | None,
-    normalization: str,
-    prior_strength: float,
-    prior: Tensor,
-) -> Propagation:
-    n = graph.num_nodes
-    dense = graph.values.double().new_zeros(n, n)
-    dense = dense.index_put((graph.row_indices, graph.col_indices), graph.values.double())
-    dense = (dense + dense.T) / 2  # the gradient of undirected weights, as in the kernels
-    f, reachable = reference.propagate_labels(dense, labels, num_classes, alpha, normalization, prior_strength, prior)
-    zero = torch.zeros((), dtype=torch.float64, device=labels.device)
-    return Propagation(f.to(graph.values.dtype), zero.long(), zero, reachable)
-
-
-# ------------------------------------------------------------------------------------------- operators
-@torch.library.custom_op("gloss_kernels::normalize_edges", mutates_args=())
-def normalize_edges_op(crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str) -> Tensor:
-    return _dispatch.kernels(backend).normalize_edges(crow, col, values, normalization)
-
-
-@normalize_edges_op.register_fake
-def _(crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str) -> Tensor:
-    return values.new_empty(values.shape)
-
-
-@torch.library.custom_op("gloss_kernels::normalize_edges_backward", mutates_args=())
-def normalize_edges_backward_op(
-    grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str
-) -> Tensor:
-    return _dispatch.kernels(backend).normalize_edges_backward(grad_normalized, crow, col, values, normalization)
-
-
-@normalize_edges_backward_op.register_fake
-def _(grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str) -> Tensor:
-    return values.new_empty(values.shape)
-
-
-def _normalize_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.normalization, ctx.backend = inputs[3:]
-
-
-def _normalize_backward(ctx: Any, grad_normalized: Tensor) -> tuple[Tensor | None, ...]:
-    grad_values = normalize_edges_backward_op(grad_normalized, *ctx.saved_tensors, ctx.normalization, ctx.backend)
-    return None, None, grad_values, None, None
-
-
-normalize_edges_op.register_autograd(_normalize_backward, setup_context=_normalize_setup)
-
-
-# alpha < 0 stands for None, since an operator's schema has no optional float default that every torch reads the same.
-@torch.library.custom_op("gloss_kernels::propagate", mutates_args=())
-def propagate_op(
-    crow: Tensor,
-    col: Tensor,
-    values: Tensor,
-    fixed: Tensor,
-    boundary: Tensor,
-    has_initial: bool,
-    prior: Tensor,
-    alpha: float,
-    prior_strength: float,
-    tol: float,
-    max_iter: int,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    f, iterations, residual, reachable, used_tol = _dispatch.kernels(backend).propagate(
-        crow, col, values, fixed, boundary, has_initial, prior, _optional(alpha), prior_strength, tol, max_iter
-    )
-    _convergence.check("propagate_labels", residual, used_tol)
-    return f, iterations, residual, reachable, used_tol
-
-
-@propagate_op.register_fake
-def _(
-    crow: Tensor,
-    col: Tensor,
-    values: Tensor,
-    fixed: Tensor,
-    boundary: Tensor,
-    has_initial: bool,
-    prior: Tensor,
-    alpha: float,
-    prior_strength: float,
-    tol: float,
-    max_iter: int,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    residual = boundary.new_empty(boundary.shape[1], dtype=torch.float64)
-    return (
-        boundary.new_empty(boundary.shape),
-        crow.new_empty(()),
-        residual,
-        fixed.new_empty(fixed.shape, dtype=torch.bool),
-        residual.new_empty(()),
-    )
-
-
-@torch.library.custom_op("gloss_kernels::propagate_backward", mutates_args=())
-def propagate_backward_op(
-    grad_result: Tensor,
-    crow: Tensor,
-    col: Tensor,
-    values: Tensor,
-    fixed: Tensor,
-    reachable: Tensor,
-    prior: Tensor,
-    result: Tensor,
-    used_tol: Tensor,
-    alpha: float,
-    prior_strength: float,
-    max_iter: int,
-    backend: str,
-) -> Tensor:
-    grad_values, residual = _dispatch.kernels(backend).propagate_backward(
-        grad_result, crow, col, values, fixed, reachable, prior, result, used_tol, _optional(alpha), prior_strength,
-        max_iter,
-    )  # fmt: skip
-    limit = 10 * used_tol.clamp(min=_native.finest_tol(values))
-    _convergence.check("the gradient of propagate_labels", residual, limit)
-    return grad_values
-
-
-@propagate_backward_op.register_fake
-def _(
-    grad_result: Tensor,
-    crow: Tensor,
-    col: Tensor,
-    values: Tensor,
-    fixed: Tensor,
-    reachable: Tensor,
-    prior: Tensor,
-    result: Tensor,
-    used_tol: Tensor,
-    alpha: float,
-    prior_strength: float,
-    max_iter: int,
-    backend: str,
-) -> Tensor:
-    return values.new_empty(values.shape)
-
-
-def _propagate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    crow, col, values, fixed, _boundary, _has_initial, prior, alpha, prior_strength, _tol, max_iter, backend = inputs
-    result, iterations, residual, reachable, used_tol = output
-    ctx.options = (alpha, prior_strength, max_iter, backend)
-    ctx.save_for_backward(crow, col, values, fixed, reachable, prior, result, used_tol)
-    ctx.mark_non_differentiable(iterations, residual, reachable, used_tol)
-
-
-def _propagate_backward(ctx: Any, grad_result: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    grad_values = propagate_backward_op(grad_result, *ctx.saved_tensors, *ctx.options)
-    return None, None, grad_values, *(None,) * 9
-
-
-propagate_op.register_autograd(_propagate_backward, setup_context=_propagate_setup)
-
-
-def _optional(alpha: float) -> float | None:
-    return None if alpha < 0 else alpha

@@ -1,7 +1,8 @@
-"""G-Loss in short, dense, float64 torch: the truth that every backend is compared with.
+"""G-Loss in short, dense torch: the truth that every backend is compared with, in float64.
 
-The functions carry the names of the public ones and take tensors; nothing here is tuned, everything is
-differentiable by plain autograd. Memory and time are O(n^2) and O(n^3). ``backend="reference"`` runs this file.
+The functions carry the names of the public ones and take tensors; nothing here is tuned, everything is differentiable
+by plain autograd. Memory and time are O(n^2) and O(n^3). ``backend="reference"`` runs this file. The two tables, of
+symmetrisations and of targets, are also where the names of these options come from, and what torch code elsewhere uses.
 
 Sources: G-Loss (arXiv 2604.25853); harmonic label propagation (Zhu, Ghahramani, Lafferty 2003); label spreading
 (Zhou et al. 2004).
@@ -9,8 +10,13 @@ Sources: G-Loss (arXiv 2604.25853); harmonic label propagation (Zhu, Ghahramani,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from ._math import power
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -29,7 +35,7 @@ def cosine(queries: Tensor, corpus: Tensor | None = None) -> Tensor:
 
 
 def cosine_topk(queries: Tensor, corpus: Tensor | None, k: int, exclude_self: bool) -> tuple[Tensor, Tensor]:
-    """The k largest cosines a row, by (value descending, index ascending): values float64 and indices, [n, k]."""
+    """The k largest cosines per row, by (value descending, index ascending): values float64 and indices, [n, k]."""
     c = cosine(queries, corpus)
     if exclude_self:
         c = c.masked_fill(torch.eye(*c.shape, dtype=torch.bool, device=c.device), -torch.inf)
@@ -42,15 +48,25 @@ def gaussian_weights(cosines: Tensor, sigma: Tensor | float) -> Tensor:
     return torch.exp((cosines.double() - 1) / torch.as_tensor(sigma, dtype=torch.float64, device=cosines.device) ** 2)
 
 
+class Symmetrization(NamedTuple):
+    """How the directed weights of a pair become one edge (C++ and CUDA: csrc/graph/symmetrize.h)."""
+
+    is_edge: Callable[[Tensor, Tensor], Tensor]  # from whether i has j, and j has i, as a neighbour
+    combine: Callable[[Tensor, Tensor], Tensor]  # the weight of (i, j) from those of i -> j and j -> i, 0 for none
+    most_entries: int  # of the graph, as a multiple of n * k
+
+
+SYMMETRIZE = {
+    "none": Symmetrization(lambda forward, reverse: forward, lambda a, b: a, 1),
+    "sum": Symmetrization(torch.logical_or, torch.add, 2),
+    "union": Symmetrization(torch.logical_or, torch.maximum, 2),
+    "mutual": Symmetrization(torch.logical_and, torch.minimum, 1),
+}
+
+
 def symmetrize(weights: Tensor, how: str | None) -> Tensor:
-    """A from directed weights W [n, n]: W + W^T, max, min, or W itself."""
-    if how == "sum":
-        return weights + weights.T
-    if how == "union":
-        return torch.maximum(weights, weights.T)
-    if how == "mutual":
-        return torch.minimum(weights, weights.T)
-    return weights
+    """A from directed weights W [n, n]: W + W^T, max, min, or (None) W itself."""
+    return SYMMETRIZE[how or "none"].combine(weights, weights.T)
 
 
 def adjacency(embeddings: Tensor, n_neighbors: int | None, sigma: Tensor | float, how: str | None = "sum") -> Tensor:
@@ -65,21 +81,17 @@ def adjacency(embeddings: Tensor, n_neighbors: int | None, sigma: Tensor | float
 
 
 def normalize(adjacency: Tensor, how: str) -> Tensor:
-    """The symmetric matrix M whose row-normalised form is the transition matrix.
+    """M_ij = A_ij s_i s_j, the symmetric matrix whose row-normalised form is the transition matrix. With d = A 1:
 
-    row: M = A, T = D^-1 A (paper, eq. 3). symmetric: S = D^-1/2 A D^-1/2. paper: what the published code computes,
-    S normalised by columns, then by rows: with c = S 1, M_ij = S_ij / (c_i c_j).
+    row: s = 1, T = D^-1 A (paper, eq. 3). symmetric: s = d^-1/2. published: s = 1 / (A d^-1/2), what the published code
+    computes as three normalisations, symmetric, by columns, and by rows.
     """
     if how == "row":
         return adjacency
-    s = _divide(adjacency, adjacency.sum(dim=1), 0.5)
-    return s if how == "symmetric" else _divide(s, s.sum(dim=1), 1.0)
-
-
-def _divide(matrix: Tensor, by: Tensor, exponent: float) -> Tensor:
-    """matrix_ij / (by_i by_j)^exponent; a node with by = 0 has only zeros, and keeps them."""
-    inverse = torch.where(by > 0, torch.where(by > 0, by, 1.0) ** -exponent, 0.0)
-    return inverse[:, None] * matrix * inverse[None, :]
+    s = power(adjacency.sum(dim=1), -0.5)
+    if how == "published":
+        s = power(adjacency @ s, -1.0)
+    return s[:, None] * adjacency * s[None, :]
 
 
 def reachable_rows(adjacency: Tensor, labeled: Tensor) -> Tensor:
@@ -90,6 +102,30 @@ def reachable_rows(adjacency: Tensor, labeled: Tensor) -> Tensor:
         if bool((grown == reached).all()):
             return reached
         reached = grown
+
+
+def solve(
+    m: Tensor, labeled: Tensor, y: Tensor, prior: Tensor, alpha: float | None, prior_strength: float
+) -> tuple[Tensor, Tensor]:
+    """F [n, C] and reachable [n] on a normalised graph M [n, n]; y [n, C] is one-hot on labelled rows and 0 elsewhere.
+
+    Harmonic (alpha None): (D_UU (1 + eps) - M_UU) F_U = M_UL Y_L + eps D_U prior; rows without a label are the prior.
+    Spreading: (1 - alpha) (I - alpha M)^-1 Y, which rows that reach no label leave 0.
+    """
+    reachable = reachable_rows(m.detach(), labeled)
+    if alpha is not None:
+        identity = torch.eye(len(m), dtype=m.dtype, device=m.device)
+        return (1 - alpha) * torch.linalg.solve(identity - alpha * m, y), reachable
+    f = prior.expand(len(m), y.shape[1]).clone()
+    d = m.sum(dim=1)
+    hidden = reachable & ~labeled
+    right = m[hidden][:, labeled] @ y[labeled] + prior_strength * d[hidden, None] * prior
+    # a unit diagonal: weights may differ by many powers of ten
+    scale = (d[hidden, None] * (1 + prior_strength)).rsqrt()
+    system = torch.eye(len(scale), dtype=m.dtype, device=m.device) - scale * m[hidden][:, hidden] * scale.T
+    f[hidden] = scale * torch.linalg.solve(system, scale * right)
+    f[labeled] = y[labeled]
+    return f, reachable
 
 
 def propagate_labels(
@@ -103,53 +139,40 @@ def propagate_labels(
 ) -> tuple[Tensor, Tensor]:
     """Probabilities [n, C] and reachable [n] of a dense symmetric graph; labels int64 [n], -1 is unlabelled.
 
-    Harmonic (alpha None): (D_UU (1 + eps) - M_UU) F_U = M_UL Y_L + eps D_U prior. Spreading: rows of
-    (1 - alpha) (I - alpha S)^-1 Y scaled to sum 1. Unreachable rows are the prior (uniform unless given).
+    The solution of :func:`solve` on the normalised graph; of spreading, rows are scaled to sum 1. Rows that reach no
+    label are the prior (uniform unless given).
     """
     a = adjacency.double()
     labeled = labels >= 0
     y = torch.nn.functional.one_hot(labels.clamp(min=0), num_classes).double() * labeled[:, None]
     prior = a.new_full((num_classes,), 1 / num_classes) if prior is None else prior.double()
-    reachable = reachable_rows(a.detach(), labeled)
-    f = prior.expand(len(a), num_classes).clone()
+    m = normalize(a, normalization if alpha is None else "symmetric")
+    f, reachable = solve(m, labeled, y, prior, alpha, prior_strength)
     if alpha is not None:
-        m = normalize(a, "symmetric")[reachable][:, reachable]
-        identity = torch.eye(len(m), dtype=m.dtype, device=m.device)
-        solution = (1 - alpha) * torch.linalg.solve(identity - alpha * m, y[reachable])
-        f[reachable] = solution / solution.sum(dim=1, keepdim=True)
-        return f, reachable
-    m = normalize(a, normalization)
-    d = m.sum(dim=1)
-    hidden = reachable & ~labeled
-    right = m[hidden][:, labeled] @ y[labeled] + prior_strength * d[hidden, None] * prior
-    scale = (
-        d[hidden, None] * (1 + prior_strength)
-    ).rsqrt()  # a unit diagonal: weights may differ by many powers of ten
-    system = torch.eye(len(scale), dtype=m.dtype, device=m.device) - scale * m[hidden][:, hidden] * scale.T
-    f[hidden] = scale * torch.linalg.solve(system, scale * right)
-    f[labeled] = y[labeled]
+        f = torch.where(reachable[:, None], f / torch.where(reachable[:, None], f.sum(dim=1, keepdim=True), 1.0), prior)
     return f, reachable
 
 
-def loss_on_hidden(
-    probabilities: Tensor,
-    labels: Tensor,
-    hidden: Tensor,
-    target: str = "nll",
-    class_weight: Tensor | None = None,
-    smoothing: float = 0.01,
-) -> Tensor:
-    """Weighted mean over the hidden documents; a zero that keeps the graph where there is none.
+def _nll(p: Tensor, p_y: Tensor, smoothing: float) -> Tensor:
+    return -torch.log((1 - smoothing) * p_y.clamp(min=0) + smoothing / p.shape[1])  # a solve to tol may give -1e-6
 
-    nll: -log((1 - s) p_y + s / C). paper: cross_entropy with the probabilities used as logits (the published code).
-    """
-    p = probabilities.double()
-    y = labels.clamp(min=0)
-    p_y = p.gather(1, y[:, None]).squeeze(1)
-    if target == "nll":
-        each = -torch.log((1 - smoothing) * p_y + smoothing / p.shape[1])
-    else:
-        each = torch.logsumexp(p, dim=1) - p_y
-    weight = hidden.double() if class_weight is None else hidden * class_weight.double()[y]
+
+def _published(p: Tensor, p_y: Tensor, smoothing: float) -> Tensor:
+    return torch.logsumexp(p, dim=1) - p_y
+
+
+# The loss of each document [n] from p [n, C] and the p_y [n] of its class (C++ and CUDA: csrc/loss/target.h).
+#   nll: -log((1 - s) p_y + s / C). published: cross_entropy with the probabilities used as logits (the published code).
+TARGETS = {"nll": _nll, "published": _published}
+SMOOTHING = 0.01  # s of "nll": keeps -log finite where no label of the true class arrives
+
+
+def loss_on_hidden(
+    probabilities: Tensor, labels: Tensor, hidden: Tensor, target: str, class_weight: Tensor | None = None
+) -> Tensor:
+    """Weighted mean over the hidden documents; a zero that keeps the graph where there is none."""
+    p, y = probabilities, labels.clamp(min=0)
+    each = TARGETS[target](p, p.gather(1, y[:, None]).squeeze(1), SMOOTHING)
+    weight = hidden.to(p.dtype) if class_weight is None else hidden * class_weight.to(p)[y]
     total = weight.sum()
     return (weight * each).sum() / torch.where(total > 0, total, 1.0)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _validate
-from .dense import unit_rows
+from . import _checks
+from ._math import unit_rows
 
 HEURISTICS = ("root", "mst", "self-tuning")
 SMALLEST = 0.01  # duplicates have distance 0; a smaller sigma would turn every weight but theirs into 0
@@ -18,19 +18,19 @@ MAX_ROWS = 2048  # rows looked at, evenly spaced: the pairwise distances of more
 
 def estimate_sigma(how: str, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
     """sigma by name: "root", "mst" (needs labels) or "self-tuning" (one for each document)."""
-    _validate.choice("sigma", how, HEURISTICS)
+    _checks.choice("sigma", how, HEURISTICS)
     if how == "root":
         return sigma_root(embeddings)
     if how == "self-tuning":
         return sigma_self_tuning(embeddings)
     if labels is None:
-        raise ValueError("labels: sigma='mst' needs them")
+        raise ValueError("labels must be given for sigma='mst', got None")
     return sigma_mst(embeddings, labels)
 
 
 def sigma_root(embeddings: Tensor) -> Tensor:
     """sqrt(median distance / 3), 0-dim; distances |u_i - u_j| between unit rows, i != j (published G-Loss code)."""
-    d = _distances(_sample(_validate.matrix("embeddings", embeddings)))
+    d = _distances(_sample(_checks.matrix("embeddings", embeddings)))
     upper = torch.triu_indices(len(d), len(d), offset=1, device=d.device)
     pairs = d[upper[0], upper[1]]
     if len(pairs) == 0:
@@ -45,8 +45,8 @@ def sigma_mst(embeddings: Tensor, labels: Tensor) -> Tensor:
     class outside three standard deviations (Zhu, Ghahramani, Lafferty 2003). Documents with label -1 are not looked
     at. Where there are not two classes: :func:`sigma_root`.
     """
-    _validate.matrix("embeddings", embeddings)
-    _validate.integers("labels", labels, (len(embeddings),))
+    _checks.matrix("embeddings", embeddings)
+    _checks.integers("labels", labels, (len(embeddings),))
     y = _sample(labels)
     d = _distances(_sample(embeddings))
     between = (y[:, None] != y[None, :]) & (y[:, None] >= 0) & (y[None, :] >= 0)
@@ -60,8 +60,8 @@ def sigma_self_tuning(embeddings: Tensor, neighbor: int = 7) -> Tensor:
     With it W_ij = exp(-|u_i - u_j|^2 / (2 sigma_i sigma_j)): dense regions get narrow, sparse ones wide kernels.
     Mini-batches only (n^2 distances); for a large graph take ``(2 - 2 * topk.values[:, 6]).sqrt()``.
     """
-    _validate.matrix("embeddings", embeddings)
-    _validate.whole_number("neighbor", neighbor, 1)
+    _checks.matrix("embeddings", embeddings)
+    _checks.whole_number("neighbor", neighbor, 1)
     d = _distances(embeddings)
     n = len(d)
     if n < 2:

@@ -16,13 +16,13 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from gloss_kernels import _native  # noqa: E402
+from gloss_kernels._backends import library  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # The kernels; each is compared with backend="reference". The CUDA kernels run on CPU tensors where their emulated build
 # is installed (GLOSS_KERNELS_EMULATOR=1 pip install ...).
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-BACKENDS = ["cpu", *["cuda"] * bool(_native.emulated)] if DEVICE == "cpu" else ["cuda"]
+BACKENDS = ["cpu", *["cuda"] * bool(library.emulated)] if DEVICE == "cpu" else ["cuda"]
 BACKENDS += ["triton"] * HAS_TRITON
 AUTO_AND_KERNELS = ["auto", *(name for name in BACKENDS if name != "cpu")]  # on the CPU "auto" is "cpu"
 if DEVICE != "cpu":

@@ -226,7 +226,7 @@ def test_a_folder_of_other_files_is_left_alone(folder: Path, capsys: pytest.Capt
     [
         ("", {}),
         ("--alpha 0.9", {"alpha": 0.9}),
-        ("--num-classes 6 --normalization paper", {"num_classes": 6, "normalization": "paper"}),
+        ("--num-classes 6 --normalization published", {"num_classes": 6, "normalization": "published"}),
         ("--prior-strength 0.1 --tol 1e-3 --max-iter 50", {"prior_strength": 0.1, "tol": 1e-3, "max_iter": 50}),
     ],
 )
@@ -285,7 +285,7 @@ def test_a_solve_that_does_not_end_is_a_warning_line(folder: Path, capsys: pytes
         ("graph zip.npz -o g.npz", "EMBEDDINGS: 'zip.npz' is an .npz, wants a .npy"),
         ("graph y.npy -o g.npz", "embeddings: got <i4 numbers"),
         ("graph flat.npy -o g.npz", "embeddings: got shape (9,)"),
-        ("graph nan.npy -o g.npz -k 3", "embeddings: row 3 holds NaN or Inf"),
+        ("graph nan.npy -o g.npz -k 3", "embeddings: row 3 contains NaN or Inf"),
         ("graph x.npy -o g.npz -k 600", "-k: got 600, but a row of 600 has only 599 others"),
         ("graph x.npy -o g.npz -k 0", "argument -k/--neighbors: got '0'"),
         ("graph x.npy -o g.npz --sigma 0", "argument --sigma: got '0', wants a number at least 1e-06, or root"),

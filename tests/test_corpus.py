@@ -82,7 +82,7 @@ def loss_and_grad(loss_fn: CorpusGLoss, x: Tensor, ids: Tensor) -> tuple[Tensor,
 
 VARIANTS = {
     "default": {},
-    "paper target": {"target": "paper"},
+    "paper target": {"target": "published"},
     "weighted": {"class_weight": torch.tensor([0.5, 1.0, 2.0, 4.0, 0.0])},
     "no batch edges": {"batch_neighbors": 0},
     "one neighbour": {"n_neighbors": 1},
@@ -128,7 +128,7 @@ def test_the_folded_classes_are_the_whole_graph() -> None:
 
 
 @pytest.mark.parametrize("labeled", [1.0, 0.5])
-@pytest.mark.parametrize("target", ["nll", "paper"])
+@pytest.mark.parametrize("target", ["nll", "published"])
 def test_gradcheck(labeled: float, target: str) -> None:
     loss_fn = module(labeled=labeled, target=target).eval()
     x, ids = batch_of(7)
@@ -582,8 +582,8 @@ def test_bad_arguments_are_named() -> None:
         (RuntimeError, "the bank is empty", lambda: empty.propagate()),
         (TypeError, "^embeddings", lambda: loss_fn(x[:5].tolist(), five)),
         (ValueError, "^embeddings: got 7 columns, wants dim = 12", lambda: loss_fn(x[:5, :7], five)),
-        (ValueError, "^embeddings: row 3 holds NaN or Inf", lambda: loss_fn(bad_row, five)),
-        (ValueError, "^embeddings: row 3 holds NaN or Inf", lambda: loss_fn.refresh(bad_row, five)),
+        (ValueError, "^embeddings: row 3 contains NaN or Inf", lambda: loss_fn(bad_row, five)),
+        (ValueError, "^embeddings: row 3 contains NaN or Inf", lambda: loss_fn.refresh(bad_row, five)),
         (ValueError, "^embeddings: got 5 rows, wants 60", lambda: loss_fn.refresh(x[:5])),
         (ValueError, "^embeddings: got 5 rows for 4", lambda: loss_fn.add(labels[:4], x[:5])),
         (TypeError, "^document_ids", lambda: loss_fn(x[:5], five.int())),

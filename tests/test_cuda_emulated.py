@@ -9,22 +9,23 @@ import torch
 from conftest import documents, labels_for
 from torch import Tensor
 
-from gloss_kernels import GLoss, _native, cosine_topk, propagate_labels, similarity_graph, topk_statistics
+from gloss_kernels import GLoss, cosine_topk, propagate_labels, similarity_graph, topk_statistics
+from gloss_kernels._backends import library
 
 pytestmark = pytest.mark.skipif(
-    not _native.emulated, reason="no emulated build: GLOSS_KERNELS_EMULATOR=1 pip install ."
+    not library.emulated, reason="no emulated build: GLOSS_KERNELS_EMULATOR=1 pip install ."
 )
 
 
 @pytest.fixture(autouse=True)
 def poisoned() -> Iterator[None]:
-    """torch.empty holds NaN or the largest integer; the schedule is reset."""
+    """torch.empty contains NaN or the largest integer; the schedule is reset."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
-    _native.emulated.seed(0)
+    library.emulated.seed(0)
 
 
 def check_filter(rows: int) -> None:
@@ -57,7 +58,7 @@ def graph_and_propagation() -> list[Tensor]:
 def dense_loss() -> list[Tensor]:
     x = documents(60, 12).requires_grad_()
     labels = torch.arange(60) % 4
-    loss_fn = GLoss(4, backend="cuda", normalization="paper")
+    loss_fn = GLoss(4, backend="cuda", normalization="published")
     loss = loss_fn(x, labels, labels_for(60, 4) < 0)
     assert loss_fn.last is not None
     return [loss, *loss_fn.last, *torch.autograd.grad(loss, x)]
@@ -65,10 +66,10 @@ def dense_loss() -> list[Tensor]:
 
 @pytest.mark.parametrize("job", [search, search_in_a_corpus, graph_and_propagation, dense_loss])
 def test_the_schedule_does_not_show(job) -> None:
-    _native.emulated.seed(0)
+    library.emulated.seed(0)
     expected = job()
     assert not any(x.is_floating_point() and x.isnan().any() for x in expected)
     for seed in (1, 2, 3):
-        _native.emulated.seed(seed)
+        library.emulated.seed(seed)
         for a, b in zip(expected, job(), strict=True):
             assert torch.equal(a, b), seed

@@ -5,14 +5,14 @@ import torch
 from conftest import AUTO_AND_KERNELS, documents, is_interpreted, labels_for
 from torch import Tensor
 
-from gloss_kernels import GLoss, dense, g_loss, reference
-from gloss_kernels.dense import dense_loss_op, dense_propagate_op
+from gloss_kernels import GLoss, _backends, g_loss, reference
+from gloss_kernels._ops.loss import dense_loss_op, dense_propagate_op
 from gloss_kernels.loss import draw_hidden
 from gloss_kernels.sigma import estimate_sigma, sigma_mst, sigma_root, sigma_self_tuning
 
 VARIANTS = {
     "default": {},
-    "paper": {"normalization": "paper", "target": "paper"},
+    "published": {"normalization": "published", "target": "published"},
     "spreading": {"alpha": 0.9},
     "weighted": {"class_weight": torch.tensor([0.5, 1.0, 2.0, 4.0])},
 }
@@ -22,7 +22,7 @@ VARIANTS = {
 def n_neighbors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
     """The dense path by its operator and, as for more documents, by torch operations; the sparse path."""
     if request.param == "dense torch":
-        monkeypatch.setattr(dense, "NATIVE_ROWS", 0)
+        monkeypatch.setattr(_backends, "dense_rows", lambda backend: 0)
     return 6 if request.param == "sparse" else None
 
 
@@ -241,12 +241,12 @@ def test_bad_arguments_are_named() -> None:
         (ValueError, "^target", lambda: GLoss(3, target="mse")),
         (ValueError, "^class_weight", lambda: GLoss(3, class_weight=torch.ones(4))),
         (ValueError, "^backend", lambda: GLoss(3, backend="gpu")),
-        (ValueError, "^labels: document 3 has label 3", lambda: GLoss(3)(x, labels)),
-        (ValueError, "^labels: document 2 has label -7", lambda: GLoss(4)(x, wrong)),
-        (ValueError, "^embeddings: row 4 holds NaN", lambda: GLoss(4)(bad_row, labels)),
-        (ValueError, "^embeddings: row 4 holds NaN", lambda: GLoss(4, n_neighbors=3)(bad_row, labels)),
-        (ValueError, "^embeddings: got shape", lambda: GLoss(4)(x[0], labels)),
-        (TypeError, "^embeddings: got torch.int64", lambda: GLoss(4)(x.long(), labels)),
+        (ValueError, "^labels must be 0..2 or -1, got 3 for document 3", lambda: GLoss(3)(x, labels)),
+        (ValueError, "^labels must be 0..3 or -1, got -7 for document 2", lambda: GLoss(4)(x, wrong)),
+        (ValueError, "^embeddings: row 4 contains NaN", lambda: GLoss(4)(bad_row, labels)),
+        (ValueError, "^embeddings: row 4 contains NaN", lambda: GLoss(4, n_neighbors=3)(bad_row, labels)),
+        (ValueError, "^embeddings must be .*, got shape", lambda: GLoss(4)(x[0], labels)),
+        (TypeError, "^embeddings must be .*, got torch.int64", lambda: GLoss(4)(x.long(), labels)),
         (ValueError, "^hide_mask", lambda: GLoss(4)(x, labels, hidden[:3])),
         (TypeError, "^hide_mask", lambda: GLoss(4)(x, labels, hidden.long())),
         (TypeError, "^ignore_index", lambda: GLoss(4, ignore_index="a")),

@@ -562,7 +562,7 @@ X = documents(300, 6)
         ({"embeddings": X.to_sparse()}, TypeError, "embeddings: got layout"),
         ({"embeddings": np.zeros((3, 3), np.int64)}, TypeError, "embeddings: got <i8 numbers"),
         ({"embeddings": np.zeros((3, 3), ">f4")}, TypeError, "embeddings: got >f4 numbers"),
-        ({"embeddings": X.log()}, ValueError, "embeddings: row 0 holds NaN or Inf"),
+        ({"embeddings": X.log()}, ValueError, "embeddings: row 0 contains NaN or Inf"),
         ({"kind": "annoy"}, ValueError, "kind: got 'annoy'"),
         ({"recall_target": 0}, ValueError, "recall_target: got 0"),
         ({"recall_target": 1.5}, ValueError, "recall_target: got 1.5"),
@@ -587,7 +587,7 @@ def test_a_bad_row_past_the_first_block_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(rows, "BLOCK_BYTES", 4 * 6 * 50)
     x = X.clone()
     x[217, 3] = torch.inf
-    with pytest.raises(ValueError, match="embeddings: row 217 holds NaN or Inf"):
+    with pytest.raises(ValueError, match="embeddings: row 217 contains NaN or Inf"):
         NeighborIndex.build(x, "exact")
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import gloss_kernels
-from gloss_kernels import _native, available_backends, cosine_topk
+from gloss_kernels import available_backends, cosine_topk
+from gloss_kernels._backends import library
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -46,13 +47,13 @@ def test_backend_that_cannot_run_is_named() -> None:
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
 def test_every_instruction_set_gives_the_same_neighbours(isa: str) -> None:
     order = ["generic", "avx2", "avx512", "avx512bf16"]
-    if order.index(isa) > order.index(_native.core.isa()):
+    if order.index(isa) > order.index(library.core.isa()):
         pytest.skip(f"this processor has no {isa}")
     code = (
         "import torch, gloss_kernels as gk; torch.manual_seed(0); x = torch.randn(700, 50);"
         "v, j = gk.cosine_topk(x, k=12); g = gk.similarity_graph(x, 12); i = torch.arange(700);"
         "p = gk.propagate_labels(g, torch.where(i % 3 == 0, i % 5, -1), 5).probabilities;"
-        "print(gk._native.core.isa(), int((j * torch.arange(12)).sum()), round(float(p[:, 0].sum()), 2))"
+        "print(gk._backends.library.core.isa(), int((j * torch.arange(12)).sum()), round(float(p[:, 0].sum()), 2))"
     )
     result = run(code, GLOSS_KERNELS_ISA=isa)
     assert result.returncode == 0, result.stderr
@@ -88,10 +89,11 @@ def test_progress_and_cancelling() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_cuda_kernel_without_a_driver_says_so() -> None:
-    architectures = _native.core.cuda_architectures()
+    architectures = library.core.cuda_architectures
     if not architectures:
         pytest.skip("this build has no CUDA core (no nvcc was found)")
     assert "90" in architectures
     with pytest.raises(RuntimeError, match="CUDA: "):
-        _native.core.cuda_dense_unit_rows(4, 4, False, 0, 0, 0, (0, 0))
+        size = {"n": 4, "cols": 4, "is_double": False}
+        library.core.cuda.dense_unit_rows(**size, x=0, unit=0, inverse_norms=0, device=0, stream=0)
     assert "built for" in available_backends()["cuda"].detail

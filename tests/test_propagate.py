@@ -8,11 +8,12 @@ from conftest import BACKENDS, documents, is_interpreted, labels_for
 from torch import Tensor
 
 from gloss_kernels import SimilarityGraph, propagate_labels, similarity_graph
-from gloss_kernels.propagate import normalize_edges_op, propagate_op
+from gloss_kernels._ops.graph import normalize_edges_op
+from gloss_kernels._ops.propagate import propagate_op
 
 VARIANTS = {
     "row": {},
-    "paper": {"normalization": "paper"},
+    "published": {"normalization": "published"},
     "prior": {"prior_strength": 0.1},
     "spreading": {"alpha": 0.8},
     "spreading 0.99": {"alpha": 0.99},
@@ -200,7 +201,7 @@ def test_same_bits_for_any_number_of_threads(backend: str) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            result = propagate_labels(graph._replace(values=values), labels, 20, normalization="paper", backend=backend)
+            result = propagate_labels(graph._replace(values=values), labels, 20, normalization="published", backend=backend)
             (grad,) = torch.autograd.grad((result.probabilities**2).sum(), values)
             results.append((result.probabilities, grad))
     finally:
@@ -230,23 +231,23 @@ def test_bad_arguments_are_named() -> None:
     shifted = graph._replace(col_indices=graph.col_indices + 5)
     directed = similarity_graph(documents(10, 4), 3, symmetrize=None)
     for error, match, call in [
-        (TypeError, "^graph: got Tensor", lambda: propagate_labels(torch.eye(3), labels)),
-        (ValueError, "^graph: is directed", lambda: propagate_labels(directed, labels)),
-        (ValueError, "^labels: document 3 has label 7", lambda: propagate_labels(graph, wrong, 5)),
-        (TypeError, "^labels: got torch.float32", lambda: propagate_labels(graph, labels.float())),
-        (ValueError, "^labels: got shape", lambda: propagate_labels(graph, labels[:4])),
+        (TypeError, "^graph must be a SimilarityGraph .*, got Tensor", lambda: propagate_labels(torch.eye(3), labels)),
+        (ValueError, "^graph must be symmetric .*, got a directed one", lambda: propagate_labels(directed, labels)),
+        (ValueError, "^labels must be 0..4 or -1, got 7 for document 3", lambda: propagate_labels(graph, wrong, 5)),
+        (TypeError, "^labels must be torch.int64, got torch.float32", lambda: propagate_labels(graph, labels.float())),
+        (ValueError, "^labels must have shape .*, got", lambda: propagate_labels(graph, labels[:4])),
         (ValueError, "^alpha", lambda: propagate_labels(graph, labels, alpha=1.0)),
         (ValueError, "^tol", lambda: propagate_labels(graph, labels, tol=0)),
         (ValueError, "^max_iter", lambda: propagate_labels(graph, labels, max_iter=0)),
         (ValueError, "^normalization", lambda: propagate_labels(graph, labels, normalization="none")),
         (ValueError, "^prior_strength", lambda: propagate_labels(graph, labels, prior_strength=-1)),
-        (ValueError, "^prior:", lambda: propagate_labels(graph, labels, 2, prior=torch.tensor([0.9, 0.9]))),
+        (ValueError, "^prior must be", lambda: propagate_labels(graph, labels, 2, prior=torch.tensor([0.9, 0.9]))),
         (ValueError, "^initial", lambda: propagate_labels(graph, labels, 2, initial=torch.zeros(3, 2))),
         (ValueError, "^backend", lambda: propagate_labels(graph, labels, backend="gpu")),
         (ValueError, "col_indices", lambda: propagate_labels(shifted, labels)),
-        (ValueError, "columns must rise", lambda: propagate_labels(unsorted, labels)),
-        (ValueError, "^initial: holds NaN", lambda: propagate_labels(graph, labels, 2, initial=not_a_number)),
-        (ValueError, "^prior:", lambda: propagate_labels(graph, labels, 2, prior=torch.full((2,), torch.nan))),
+        (ValueError, "col_indices must rise", lambda: propagate_labels(unsorted, labels)),
+        (ValueError, "^initial must be finite, got NaN", lambda: propagate_labels(graph, labels, 2, initial=not_a_number)),
+        (ValueError, "^prior must be", lambda: propagate_labels(graph, labels, 2, prior=torch.full((2,), torch.nan))),
         (TypeError, "^initial", lambda: propagate_labels(graph, labels, 2, initial=[1])),
         (ValueError, "values", lambda: propagate_labels(graph._replace(values=-graph.values), labels)),
     ]:  # fmt: skip
@@ -258,7 +259,7 @@ def test_bad_arguments_are_named() -> None:
 def test_opcheck(dtype: torch.dtype) -> None:
     graph, labels = graph_of(30, 4, dtype), labels_for(30, 3, 0.5)
     values = graph.values.clone().requires_grad_()
-    for how in ("row", "symmetric", "paper"):
+    for how in ("row", "symmetric", "published"):
         torch.library.opcheck(normalize_edges_op, (graph.crow_indices, graph.col_indices, values, how, "cpu"))
     boundary = torch.nn.functional.one_hot(labels.clamp(min=0), 3).to(dtype)
     prior = torch.full((3,), 1 / 3, dtype=dtype)

@@ -5,8 +5,9 @@ import torch
 from conftest import BACKENDS, DTYPES, assert_no_worse, documents, is_interpreted
 from torch import Tensor
 
-from gloss_kernels import _native, cosine_topk, reference
-from gloss_kernels.topk import cosine_topk_op
+from gloss_kernels import cosine_topk, reference
+from gloss_kernels._math import compute_dtype
+from gloss_kernels._ops.topk import cosine_topk_op
 
 # (n, d, k): smallest sizes; k = n - 1; d = 1; odd ones; d past 1024; several tiles and row blocks, not multiples
 SHAPES = [(2, 3, 1), (3, 7, 2), (5, 1, 2), (33, 7, 32), (100, 384, 15), (130, 1025, 5), (517, 48, 70), (1500, 65, 15)]
@@ -36,7 +37,7 @@ def test_self_search(shape: tuple[int, int, int], dtype: torch.dtype, backend: s
     n, d, k = shape
     x = documents(n, d, dtype)
     values, indices = cosine_topk(x, k=k, backend=backend)
-    assert values.dtype == _native.compute_dtype(x) and indices.dtype == torch.int64
+    assert values.dtype == compute_dtype(x) and indices.dtype == torch.int64
     assert values.shape == indices.shape == (n, k)
     check_exact(values, indices, x, None, True)
 
@@ -135,9 +136,9 @@ def test_bad_rows_are_named(dtype: torch.dtype, backend: str) -> None:
             x = documents(40, 6, dtype)
             x[17, 3] = bad
             x[30, 0] = bad
-            with pytest.raises(ValueError, match=r"queries: row 17 holds NaN or Inf"):
+            with pytest.raises(ValueError, match=r"queries: row 17 contains NaN or Inf"):
                 cosine_topk(x, k=3, backend=name)
-            with pytest.raises(ValueError, match=r"corpus: row 17 holds NaN or Inf"):
+            with pytest.raises(ValueError, match=r"corpus: row 17 contains NaN or Inf"):
                 cosine_topk(documents(40, 6, dtype), x, k=3, backend=name)
 
 

@@ -167,7 +167,7 @@ def calls(n):
     crow, col, forward, reverse = _triton.knn_structure(neighbors, "sum")
     values = torch.ones(len(col))
     _triton.combine_edges(torch.ones(n * 7), forward, reverse, "sum")
-    _triton.normalize_edges(crow, col, values, "paper")
+    _triton.normalize_edges(crow, col, values, "published")
     c.propagate_calls(crow, col, values)
 
 sizes = [c.recorded(lambda: calls(n)) for n in (5001, 9999, 11200, 13312)]

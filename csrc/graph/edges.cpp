@@ -20,15 +20,7 @@ template <class T>
 void combine_edges(int64_t nnz, const int64_t* forward, const int64_t* reverse, Symmetrize mode, const T* weights,
                    T* values, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t e = 0; e < nnz; ++e) {
-    const T a = at(weights, forward[e]), b = at(weights, reverse[e]);
-    switch (mode) {
-      case Symmetrize::none: values[e] = a; break;
-      case Symmetrize::sum: values[e] = a + b; break;
-      case Symmetrize::max: values[e] = std::max(a, b); break;
-      case Symmetrize::min: values[e] = std::min(a, b); break;
-    }
-  }
+  for (int64_t e = 0; e < nnz; ++e) values[e] = combine(mode, at(weights, forward[e]), at(weights, reverse[e]));
 }
 
 // An edge i -> j with both directions present has two entries, (i, j) as forward and (j, i) as reverse. The forward
@@ -36,24 +28,18 @@ void combine_edges(int64_t nnz, const int64_t* forward, const int64_t* reverse, 
 template <class T>
 void combine_edges_backward(int64_t nnz, int64_t num_weights, const int64_t* forward, const int64_t* reverse,
                             Symmetrize mode, const T* weights, const T* grad_values, T* grad_weights, int threads) {
-  // Share of entry e's gradient that its forward weight takes; the reverse weight takes share(b, a).
-  const auto share = [mode](T mine, T other) -> T {
-    if (mode == Symmetrize::none || mode == Symmetrize::sum) return 1;
-    if (mine == other) return T(0.5);
-    return (mode == Symmetrize::max) == (mine > other) ? T(1) : T(0);
-  };
   std::fill(grad_weights, grad_weights + num_weights, T(0));
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
     for (int64_t e = 0; e < nnz; ++e)
       if (forward[e] >= 0)
-        grad_weights[forward[e]] = share(weights[forward[e]], at(weights, reverse[e])) * grad_values[e];
+        grad_weights[forward[e]] = share(mode, weights[forward[e]], at(weights, reverse[e])) * grad_values[e];
     if (mode != Symmetrize::none) {
 #pragma omp for schedule(static)
       for (int64_t e = 0; e < nnz; ++e)
         if (reverse[e] >= 0)
-          grad_weights[reverse[e]] += share(weights[reverse[e]], at(weights, forward[e])) * grad_values[e];
+          grad_weights[reverse[e]] += share(mode, weights[reverse[e]], at(weights, forward[e])) * grad_values[e];
     }
   }
 }
@@ -86,7 +72,7 @@ std::vector<double> powers(std::vector<double> x, double exponent) {
   return x;
 }
 
-// With d = A 1: r = d^-1/2; paper: s = 1 / (A r). symmetric: s = r.
+// With d = A 1: r = d^-1/2; published: s = 1 / (A r). symmetric: s = r.
 struct Scales {
   std::vector<double> r, s;
 };
@@ -96,7 +82,7 @@ Scales scales(Csr graph, const T* a, Normalization mode, int threads) {
   Scales out;
   out.r = powers(row_sums(graph, threads, [&](int64_t, int64_t, int64_t e) { return double(a[e]); }), -0.5);
   out.s = out.r;
-  if (mode == Normalization::paper)
+  if (mode == Normalization::published)
     out.s = powers(row_sums(graph, threads, [&](int64_t, int64_t j, int64_t e) { return a[e] * out.r[j]; }), -1);
   return out;
 }
@@ -116,7 +102,7 @@ void normalize_edges(Csr graph, const T* values, Normalization mode, T* normaliz
 
 // M_ij = A_ij s_i s_j. With G = dL/dM symmetric, h_i = dL/ds_i = 2 sum_j G_ij A_ij s_j.
 //   symmetric: s = d^-1/2, so dL/dd_i = -1/2 s_i^3 h_i.
-//   paper:     s = 1/t, so dL/dt_i = -s_i^2 h_i; t_i = sum_j A_ij r_j gives A_ij the term dt_i r_j and
+//   published: s = 1/t, so dL/dt_i = -s_i^2 h_i; t_i = sum_j A_ij r_j gives A_ij the term dt_i r_j and
 //              dL/dr = A dt; r = d^-1/2, so dL/dd_i = -1/2 r_i^3 (A dt)_i.
 // d_i = sum_j A_ij gives A_ij the term dd_i. Terms that are not symmetric are shared between (i, j) and (j, i).
 template <class T>
@@ -132,7 +118,7 @@ void normalize_edges_backward(Csr graph, const T* values, Normalization mode, co
   std::vector<double> h = row_sums(
       graph, threads, [&, &s = s](int64_t, int64_t j, int64_t e) { return 2.0 * g[e] * a[e] * s[j]; });
   std::vector<double> dt(static_cast<size_t>(graph.n), 0.0), dr = h;
-  if (mode == Normalization::paper) {
+  if (mode == Normalization::published) {
     for (int64_t i = 0; i < graph.n; ++i) dt[i] = -h[i] * s[i] * s[i];
     dr = row_sums(graph, threads, [&](int64_t, int64_t j, int64_t e) { return a[e] * dt[j]; });
   }

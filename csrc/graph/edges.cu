@@ -17,20 +17,7 @@ combine_kernel(int64_t nnz, const int64_t* __restrict__ forward, const int64_t* 
   const int64_t e = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (e >= nnz) return;
   const T a = forward[e] >= 0 ? weights[forward[e]] : T(0), b = reverse[e] >= 0 ? weights[reverse[e]] : T(0);
-  switch (mode) {
-    case Symmetrize::none: values[e] = a; break;
-    case Symmetrize::sum: values[e] = a + b; break;
-    case Symmetrize::max: values[e] = a < b ? b : a; break;
-    case Symmetrize::min: values[e] = b < a ? b : a; break;
-  }
-}
-
-// The share of an entry's gradient that its own (or the other) weight gets: ties of max and min give half to each.
-template <class T>
-__device__ inline T share(Symmetrize mode, T own, T other) {
-  if (mode == Symmetrize::none || mode == Symmetrize::sum) return T(1);
-  if (own == other) return T(0.5);
-  return (mode == Symmetrize::max) == (own > other) ? T(1) : T(0);
+  values[e] = combine(mode, a, b);
 }
 
 // A weight is the forward one of at most one entry and the reverse one of at most one: two passes without conflicts.
@@ -74,7 +61,7 @@ __global__ void __launch_bounds__(32 * kWarps) degree_kernel(Csr graph, const T*
           [&](int64_t i, double d) { space.r[i] = space.s[i] = power(d, -0.5); });
 }
 template <class T>
-__global__ void __launch_bounds__(32 * kWarps) paper_scale_kernel(Csr graph, const T* __restrict__ a, Space space) {
+__global__ void __launch_bounds__(32 * kWarps) published_scale_kernel(Csr graph, const T* __restrict__ a, Space space) {
   row_sum(graph, [&](int64_t e, int64_t j) { return double(a[e]) * space.r[j]; },
           [&](int64_t i, double t) { space.s[i] = power(t, -1); });
 }
@@ -87,13 +74,13 @@ apply_kernel(Csr graph, const T* __restrict__ a, Space space, T* __restrict__ no
     normalized[e] = T(double(a[e]) * space.s[i] * space.s[graph.col[e]]);
 }
 
-// h_i = 2 sum_j G_ij A_ij s_j, and from it dt (paper) or dd (symmetric).
+// h_i = 2 sum_j G_ij A_ij s_j, and from it dt (published) or dd (symmetric).
 template <class T>
 __global__ void __launch_bounds__(32 * kWarps)
-to_scale_kernel(Csr graph, const T* __restrict__ a, const T* __restrict__ g, bool paper, Space space) {
+to_scale_kernel(Csr graph, const T* __restrict__ a, const T* __restrict__ g, bool published, Space space) {
   row_sum(graph, [&](int64_t e, int64_t j) { return 2.0 * double(g[e]) * double(a[e]) * space.s[j]; },
           [&](int64_t i, double h) {
-            space.dt[i] = paper ? -h * space.s[i] * space.s[i] : 0;
+            space.dt[i] = published ? -h * space.s[i] * space.s[i] : 0;
             space.dd[i] = -0.5 * space.r[i] * space.r[i] * space.r[i] * h;
           });
 }
@@ -171,7 +158,7 @@ void normalize_edges(Csr graph, int64_t capacity, const T* values, Normalization
     launch(kernel, blocks(graph.n, kWarps), 32 * kWarps, 0, queue.stream, graph, arguments...);
   };
   by_rows(degree_kernel<T>, values, space);
-  if (mode == Normalization::paper) by_rows(paper_scale_kernel<T>, values, space);
+  if (mode == Normalization::published) by_rows(published_scale_kernel<T>, values, space);
   by_rows(apply_kernel<T>, values, space, normalized);
 }
 
@@ -188,14 +175,14 @@ void normalize_edges_backward(Csr graph, int64_t capacity, const T* values, Norm
   if (graph.n == 0) return;
   Workspace memory(workspace);
   const Space space = carve(memory, graph.n);
-  const bool paper = mode == Normalization::paper;
+  const bool published = mode == Normalization::published;
   const auto by_rows = [&](auto kernel, auto... arguments) {
     launch(kernel, blocks(graph.n, kWarps), 32 * kWarps, 0, queue.stream, graph, arguments...);
   };
   by_rows(degree_kernel<T>, values, space);
-  if (paper) by_rows(paper_scale_kernel<T>, values, space);
-  by_rows(to_scale_kernel<T>, values, grad_normalized, paper, space);
-  if (paper) by_rows(to_degree_kernel<T>, values, space);
+  if (published) by_rows(published_scale_kernel<T>, values, space);
+  by_rows(to_scale_kernel<T>, values, grad_normalized, published, space);
+  if (published) by_rows(to_degree_kernel<T>, values, space);
   by_rows(edges_backward_kernel<T>, grad_normalized, space, grad_values);
 }
 

@@ -108,17 +108,18 @@ void merge(const Edge* own, const Edge* own_end, const Edge* other, const Edge* 
 
 }  // namespace
 
-void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode, int64_t* crow, int64_t* col,
-                   int64_t* forward, int64_t* reverse, int threads) {
+void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode, int64_t capacity, int64_t* crow,
+                   int64_t* col, int64_t* forward, int64_t* reverse, int threads) {
   const std::vector<Edge> own = sorted_neighbors(indices, n, k, threads);
   Reversed other;
-  if (mode == Symmetrize::none) other.begin.assign(static_cast<size_t>(n + 1), 0);
+  const bool directed = !is_edge(mode, false, true) && is_edge(mode, true, false);  // the reverse never matters
+  if (directed) other.begin.assign(static_cast<size_t>(n + 1), 0);
   else other = reversed_edges(indices, n, k, threads);
 
   const auto each = [&](int64_t i, auto visit) {
     merge(own.data() + i * k, own.data() + (i + 1) * k, other.edges.data() + other.begin[i],
           other.edges.data() + other.begin[i + 1], [&](int64_t node, int64_t f, int64_t r) {
-            if (mode != Symmetrize::min || (f != kNobody && r != kNobody)) visit(node, f, r);
+            if (is_edge(mode, f != kNobody, r != kNobody)) visit(node, f, r);
           });
   };
   crow[0] = 0;
@@ -129,6 +130,9 @@ void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode
     crow[i + 1] = count;
   }
   for (int64_t i = 0; i < n; ++i) crow[i + 1] += crow[i];
+  if (crow[n] > capacity)
+    throw std::invalid_argument("capacity must be at least " + std::to_string(crow[n]) + ", got " +
+                                std::to_string(capacity));
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < n; ++i) {
     int64_t e = crow[i];
@@ -139,7 +143,6 @@ void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode
       ++e;
     });
   }
-  const int64_t capacity = (mode == Symmetrize::none || mode == Symmetrize::min ? 1 : 2) * n * k;
   std::fill(col + crow[n], col + capacity, 0);
   std::fill(forward + crow[n], forward + capacity, kNobody);
   std::fill(reverse + crow[n], reverse + capacity, kNobody);

@@ -66,8 +66,7 @@ __device__ inline Entry entry_at(const Key* keys, int64_t c, int64_t count, Symm
     int64_t& side = keys[c] & kReverse ? out.reverse : out.forward;
     if (side < 0) side = r;
   }
-  if (mode == Symmetrize::none) out.kept = out.forward >= 0;
-  if (mode == Symmetrize::min) out.kept = out.forward >= 0 && out.reverse >= 0;
+  out.kept = is_edge(mode, out.forward >= 0, out.reverse >= 0);
   return out;
 }
 
@@ -109,14 +108,14 @@ unsigned blocks(int64_t items, int a_block) { return unsigned((items + a_block -
 
 }  // namespace
 
-int64_t knn_structure_workspace(int64_t n, int64_t k, Symmetrize) {
+int64_t knn_structure_workspace(int64_t n, int64_t k) {
   Workspace memory(nullptr);
   carve(memory, n, k);
   return memory.size();
 }
 
-void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode, int64_t* crow, int64_t* col,
-                   int64_t* forward, int64_t* reverse, void* workspace, Queue queue) {
+void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode, int64_t capacity, int64_t* crow,
+                   int64_t* col, int64_t* forward, int64_t* reverse, void* workspace, Queue queue) {
   if (n > INT32_MAX || k > INT32_MAX) throw std::invalid_argument("indices: more than 2^31 - 1 rows or columns");
   const DeviceGuard guard(queue.device);
   const auto stream = static_cast<cudaStream_t>(queue.stream);
@@ -138,7 +137,6 @@ void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode
   entries(entries_kernel<false>);
   exclusive_scan(s.counts, n, crow, s.sums, queue);
   entries(entries_kernel<true>);
-  const int64_t capacity = mode == Symmetrize::none || mode == Symmetrize::min ? n * k : 2 * n * k;
   launch(pad_kernel, blocks(capacity, 256), 256, 0, queue.stream, n, capacity, crow, col, forward, reverse);
 }
 

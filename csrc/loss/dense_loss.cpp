@@ -212,18 +212,7 @@ class DenseLoss {
       const double* f = f_.row(i);
       const int64_t y = p_.targets[i];
       double* grad = want_gradient ? grad_f_.data() + i * classes_ : nullptr;
-      if (o_.paper_target) {
-        double sum = 0;
-        for (int64_t c = 0; c < classes_; ++c) sum += std::exp(f[c]);
-        loss += w * (std::log(sum) - f[y]);
-        if (!grad) continue;
-        for (int64_t c = 0; c < classes_; ++c) grad[c] = w * std::exp(f[c]) / sum;
-        grad[y] -= w;
-      } else {
-        const double p = (1 - o_.smoothing) * std::max(f[y], 0.0) + o_.smoothing / double(classes_);
-        loss -= w * std::log(p);
-        if (grad) grad[y] = -w * (1 - o_.smoothing) / p;
-      }
+      loss += w * target_loss(o_.target, o_.smoothing, classes_, y, [f](int64_t c) { return f[c]; }, w, grad);
     }
     return loss;
   }
@@ -341,7 +330,7 @@ void dense_unit_rows(int64_t n, int64_t cols, const T* x, T* unit, double* inver
   });
   for (int64_t i = 0; i < n; ++i)
     if (inverse_norms[i] < 0)
-      throw std::invalid_argument("embeddings: row " + std::to_string(i) + " holds NaN or Inf");
+      throw std::invalid_argument("embeddings: row " + std::to_string(i) + " contains NaN or Inf");
 }
 
 template <class T>

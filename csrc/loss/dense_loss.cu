@@ -102,14 +102,14 @@ weights_kernel(cpu::DenseProblem<T> p, double smallest, Space s) {
 }
 
 // s = d^-1/2 or 1 / (W d^-1/2). One block a row.
-__global__ void __launch_bounds__(kRowThreads) scale_kernel(int64_t n, bool paper, Space s) {
+__global__ void __launch_bounds__(kRowThreads) scale_kernel(int64_t n, bool published, Space s) {
   __shared__ double partial[kRowThreads / 32];
   const int64_t i = blockIdx.x;
   double sum = 0;
-  if (paper)
+  if (published)
     for (int64_t j = threadIdx.x; j < n; j += blockDim.x) sum += s.weights[i * n + j] * s.inner[j];
   sum = block_sum(sum, partial);
-  if (threadIdx.x == 0) s.scale[i] = paper ? power(sum, -1) : s.inner[i];
+  if (threadIdx.x == 0) s.scale[i] = published ? power(sum, -1) : s.inner[i];
 }
 
 // dL/dM_ij + dL/dM_ji; lam is 0 on rows that were not solved for.
@@ -122,9 +122,9 @@ __device__ inline double edge_gradient(const Space& s, bool spreading, int64_t c
   return sum;
 }
 
-// The gradient of s, and what it is to d (symmetric) or to W d^-1/2 (paper). One block a row.
+// The gradient of s, and what it is to d (symmetric) or to W d^-1/2 (published). One block a row.
 __global__ void __launch_bounds__(kRowThreads)
-to_scale_kernel(int64_t n, int64_t classes, bool spreading, bool paper, Space s) {
+to_scale_kernel(int64_t n, int64_t classes, bool spreading, bool published, Space s) {
   __shared__ double partial[kRowThreads / 32];
   const int64_t i = blockIdx.x;
   double sum = 0;
@@ -134,8 +134,8 @@ to_scale_kernel(int64_t n, int64_t classes, bool spreading, bool paper, Space s)
   }
   sum = block_sum(sum, partial);
   if (threadIdx.x != 0) return;
-  s.to_degree[i] = paper ? 0 : -0.5 * sum * power(s.degree[i], -1.5);
-  s.to_inner[i] = paper ? -sum * s.scale[i] * s.scale[i] : 0;
+  s.to_degree[i] = published ? 0 : -0.5 * sum * power(s.degree[i], -1.5);
+  s.to_inner[i] = published ? -sum * s.scale[i] * s.scale[i] : 0;
 }
 
 __global__ void __launch_bounds__(kRowThreads) to_degree_kernel(int64_t n, Space s) {
@@ -276,16 +276,7 @@ solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, 
     for (int c = 0; c < classes; ++c) grad[c] = 0;
     if (!(w > 0)) continue;
     const int64_t y = p.targets[i];
-    if (options.paper_target) {
-      double exps = 0;
-      for (int c = 0; c < classes; ++c) exps += exp(probability(c));
-      loss += w * (log(exps) - probability(y));
-      for (int c = 0; c < classes; ++c) grad[c] = w * exp(probability(c)) / exps - (c == y ? w : 0);
-    } else {
-      const double q = (1 - options.smoothing) * fmax(probability(y), 0.0) + options.smoothing / classes;
-      loss -= w * log(q);
-      grad[y] = -w * (1 - options.smoothing) / q;
-    }
+    loss += w * target_loss(options.target, options.smoothing, classes, y, probability, w, grad);
   }
   loss = block_sum(loss, partial);
   if (me == 0) *out.loss = T(good ? loss : NAN);
@@ -343,19 +334,19 @@ void dense_loss(const cpu::DenseProblem<T>& problem, const cpu::DenseOptions& op
   const DeviceGuard guard(queue.device);
   const bool spreading = !std::isnan(options.alpha), gradient = result.grad_cosines != nullptr;
   const bool normalized = options.normalization != Normalization::row;
-  const bool paper = options.normalization == Normalization::paper;
+  const bool published = options.normalization == Normalization::published;
   Workspace memory(workspace);
   const Space space = carve(memory, n, classes);
   const auto by_rows = [&](auto kernel, auto... arguments) {
     launch(kernel, unsigned(n), kRowThreads, 0, queue.stream, arguments...);
   };
   by_rows(weights_kernel<T>, problem, std::is_same_v<T, double> ? 1e-280 : 1e-32, space);
-  if (normalized) by_rows(scale_kernel, n, paper, space);
+  if (normalized) by_rows(scale_kernel, n, published, space);
   launch(solve_kernel<T>, 1, kSolveThreads, size_t(n) * kPanelColumns * sizeof(double), queue.stream, problem, options,
          spreading, gradient, space, result);
   if (!gradient) return;
-  if (normalized) by_rows(to_scale_kernel, n, classes, spreading, paper, space);
-  if (paper) by_rows(to_degree_kernel, n, space);
+  if (normalized) by_rows(to_scale_kernel, n, classes, spreading, published, space);
+  if (published) by_rows(to_degree_kernel, n, space);
   by_rows(edges_kernel<T>, problem, spreading, normalized, space, result.grad_cosines, result.grad_inverse_sigma);
 }
 

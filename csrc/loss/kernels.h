@@ -19,7 +19,7 @@ struct DenseKernels {
   void (*axpy)(int64_t count, double a, const double* x, double* y);
   // A = L L^T in place, of the lower triangle of A [n, stride]; false if A is not positive definite.
   bool (*cholesky)(int64_t n, int64_t stride, double* a);
-  // unit = x / |x|, a zero row stays zero. Returns 1 / |x| (0 for a zero row), or -1 where x holds NaN or Inf.
+  // unit = x / |x|, a zero row stays zero. Returns 1 / |x| (0 for a zero row), or -1 where x contains NaN or Inf.
   double (*unit_row_f32)(int64_t cols, const float* x, float* unit);
   double (*unit_row_f64)(int64_t cols, const double* x, double* unit);
   // grad = (grad_unit - (grad_unit . unit) unit) / |x|

@@ -156,7 +156,7 @@ void propagate_backward(Csr graph, int64_t capacity, const T* values, int64_t nu
   if (graph.n > INT32_MAX) throw std::invalid_argument("graph: has more than 2^31 - 1 nodes");
   const DeviceGuard guard(queue.device);
   const bool spreading = is_spreading(options), pulls = !spreading && options.prior_strength > 0;
-  const double finest = sizeof(T) == 8 ? 1e-14 : 2e-6;
+  const double finest = cpu::finest_tol<T>();
   Workspace memory(workspace);
   Space<T> space = carve<T>(memory, graph.n, capacity, num_classes);
   Solver<T>& solver = space.solver;

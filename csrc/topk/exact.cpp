@@ -54,7 +54,7 @@ void throw_bad_row(const Operand& operand) {
     for (int64_t c = 0; c < operand.source.cols; ++c) sum += query[size_t(c)] * 0;  // 0 * Inf is NaN
     if (sum != 0) break;
   }
-  throw std::invalid_argument(std::string(operand.name) + ": row " + std::to_string(row) + " holds NaN or Inf");
+  throw std::invalid_argument(std::string(operand.name) + ": row " + std::to_string(row) + " contains NaN or Inf");
 }
 
 void compute_norms(const Operand& operand, int threads) {

@@ -33,7 +33,7 @@ struct Survivor {
 
 struct Kernels {
   // Packs the unit rows `ids` [count <= 64] into `group`, the rest of which becomes zero. Returns the first slot whose
-  // row holds NaN or Inf, or -1. inverse_norm [count] receives 1 / |x| (0 for a zero row), residual [count] a bound of
+  // row contains NaN or Inf, or -1. inverse_norm [count] receives 1 / |x| (0 for a zero row), residual [count] a bound of
   // |u - packed u|. scratch [16 * (cols + 16)] words.
   int (*pack_group)(const RowSource* source, const int32_t* ids, int count, bool bf16, uint32_t* group,
                     double* inverse_norm, float* residual, uint32_t* scratch);

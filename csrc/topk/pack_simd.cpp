@@ -30,7 +30,7 @@ inline void round_to_bf16(const float* u, uint32_t* words, float* rounded) {
   for (int l = 0; l < 8; ++l) words[l] = (bits[2 * l] >> 16) | bits[2 * l + 1];
 }
 
-// words [steps, and up to 16 more] <- one unit row. False if it holds NaN or Inf: then so does the sum of squares.
+// words [steps, and up to 16 more] <- one unit row. False if it contains NaN or Inf: then so does the sum of squares.
 // Squares of float32 neither overflow nor vanish in double.
 template <class Reader>
 bool normalize_row(const RowSource* source, int32_t id, int32_t next, bool bf16, uint32_t* words,

@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
         metavar="A",
         help="label spreading with this alpha (default: the harmonic solution, which leaves given labels as they are)",
     )
-    p.add_argument("--normalization", choices=("row", "paper"), default="row", help="of the harmonic solution")
+    p.add_argument("--normalization", choices=("row", "published"), default="row", help="of the harmonic solution")
     p.add_argument("--prior-strength", type=number(0), default=0.0, metavar="EPS", help="pull towards equal classes")
     p.add_argument("--tol", type=number(0, closed=False), default=1e-4, help="relative residual at which it ends")
     p.add_argument("--max-iter", type=whole(1), default=500, metavar="N", help="steps at most")

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _validate
-from ..dense import unit_rows
-from ..topk import check_finite, cosine_topk
+from .. import _checks
+from .._checks import finite_rows
+from .._math import unit_rows
+from ..topk import cosine_topk
 
 CHUNK = 1 << 16  # rows converted or compared at a time
 SLACK = 8  # neighbours searched beyond those wanted: for rows to leave out, and for the rounding of the queries
@@ -171,7 +172,7 @@ class Bank(nn.Module):
 
 def check_ids(name: str, ids: Any, count: int, documents: int) -> Tensor:
     """int64 [count], each in 0..documents - 1, none twice."""
-    _validate.integers(name, ids, (count,))
+    _checks.integers(name, ids, (count,))
     wrong = (ids < 0) | (ids >= documents)
     if bool(wrong.any()):
         at = int(wrong.nonzero()[0])
@@ -186,8 +187,8 @@ def check_ids(name: str, ids: Any, count: int, documents: int) -> Tensor:
 
 def check_rows(name: str, embeddings: Any, dim: int) -> Tensor:
     """[any, dim], finite."""
-    x = _validate.matrix(name, embeddings)
+    x = _checks.matrix(name, embeddings)
     if x.shape[1] != dim:
         raise ValueError(f"{name}: got {x.shape[1]} columns, wants dim = {dim}")
-    check_finite(name, x.detach())
+    finite_rows(name, x.detach())
     return x

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dense import _cholesky, _reachable
+from .._math import cholesky, reachable_rows
 
 
 def harmonic(edges: Tensor, to_labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,12 +32,12 @@ class _Harmonic(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, edges: Tensor, to_labels: Tensor) -> tuple[Tensor, Tensor]:
         own = to_labels.sum(dim=1)
-        reachable = _reachable(edges, own > 0)
+        reachable = reachable_rows(edges, own > 0)
         degree = edges.sum(dim=1) + own
         scale = torch.where(reachable, torch.where(reachable, degree, 1.0).rsqrt(), 0.0)[:, None]
         system = -(scale * edges * scale.T)
         system.diagonal().add_(1)
-        lower = _cholesky(system)
+        lower = cholesky(system)
         f = (scale * torch.cholesky_solve(scale * to_labels, lower)).clamp(min=0)
         # Rows sum to 1. Where a tight group hangs on the labels by a weight beyond float64, the solution has the right
         # proportions only, and (the system is singular then) too small a gradient.

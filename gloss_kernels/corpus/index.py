@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _validate
+from .. import _checks
 from ..neighbors import NeighborIndex
 from ..neighbors.structures import KINDS, load_faiss
 from ..topk import TopK, cosine_topk
@@ -98,7 +98,7 @@ def check_index(index: Any, refresh_every: int | None, n_neighbors: int) -> Bank
     if index is not None and not isinstance(index, (str, dict)):
         raise TypeError(f"index: got {type(index).__name__}, wants None, a kind of NeighborIndex or its arguments")
     if refresh_every is not None:
-        _validate.whole_number("refresh_every", refresh_every, 1)
+        _checks.whole_number("refresh_every", refresh_every, 1)
         if index is None:
             raise ValueError("refresh_every: is for index=, which is None: the exact search uses today's rows")
     if index is None:
@@ -108,7 +108,7 @@ def check_index(index: Any, refresh_every: int | None, n_neighbors: int) -> Bank
     for name in options:
         if name not in known:
             raise ValueError(f"index: got the argument {name!r}, NeighborIndex.build takes {', '.join(sorted(known))}")
-    kind = _validate.choice("index", options.get("kind", "auto"), ("auto", *KINDS))
+    kind = _checks.choice("index", options.get("kind", "auto"), ("auto", *KINDS))
     if kind not in ("auto", "exact"):
         load_faiss()
     return BankIndex({"recall_k": n_neighbors} | options, refresh_every)

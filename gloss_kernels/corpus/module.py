@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _dispatch, _validate
-from ..dense import unit_rows
+from .. import _backends, _checks
+from .._math import drop_vanishing, unit_rows
+from .._options import TARGETS, PropagateOptions
 from ..graph import SMALLEST_SIGMA, SimilarityGraph, similarity_graph
-from ..loss import TARGETS, _check_class_weight, loss_on_hidden
-from ..propagate import Propagation, check_labels, check_options, drop_vanishing, propagate_labels
+from ..loss import check_class_weight
+from ..propagate import Propagation, check_labels, propagate_labels
+from ..reference import loss_on_hidden
 from .bank import Bank, check_ids, check_rows
 from .harmonic import harmonic
 from .index import check_index
@@ -97,30 +99,30 @@ class CorpusGLoss(nn.Module):
     ) -> None:
         super().__init__()
         n = len(labels) if isinstance(labels, Tensor) and labels.ndim == 1 else "n"
-        _validate.integers("labels", labels, (n,))
-        self.dim = _validate.whole_number("dim", dim, 1)
+        _checks.integers("labels", labels, (n,))
+        self.dim = _checks.whole_number("dim", dim, 1)
         if num_classes is None:
             num_classes = int(labels.max()) + 1 if len(labels) else 0
             if num_classes < 1:
                 raise ValueError("labels: no document has a label, wants one of at least 0")
-        self.num_classes = _validate.whole_number("num_classes", num_classes, 1)
+        self.num_classes = _checks.whole_number("num_classes", num_classes, 1)
         check_labels("labels", labels.cpu(), num_classes)
-        self.n_neighbors = _validate.whole_number("n_neighbors", n_neighbors, 1)
+        self.n_neighbors = _checks.whole_number("n_neighbors", n_neighbors, 1)
         if n_neighbors > len(labels) - 1:
             raise ValueError(f"n_neighbors: got {n_neighbors}, but a document of {len(labels)} has fewer others")
-        self.batch_neighbors = _validate.whole_number("batch_neighbors", batch_neighbors, 0)
-        self.sigma = _validate.number("sigma", sigma, SMALLEST_SIGMA)
-        self.target = _validate.choice("target", target, TARGETS)
-        _check_class_weight(class_weight, num_classes)
+        self.batch_neighbors = _checks.whole_number("batch_neighbors", batch_neighbors, 0)
+        self.sigma = _checks.number("sigma", sigma, SMALLEST_SIGMA)
+        self.target = _checks.choice("target", target, TARGETS)
+        check_class_weight(class_weight, num_classes)
         self.register_buffer("class_weight", class_weight)
-        _validate.choice("bank_dtype", bank_dtype, _validate.FLOAT_DTYPES)
+        _checks.choice("bank_dtype", bank_dtype, _checks.FLOAT_DTYPES)
         self.index = check_index(index, refresh_every, n_neighbors)
         if propagate_every is not None:
-            _validate.whole_number("propagate_every", propagate_every, 1)
+            _checks.whole_number("propagate_every", propagate_every, 1)
         self.propagate_every = propagate_every
-        check_options(None, "row", tol, max_iter)
+        PropagateOptions(tol=tol, max_iter=max_iter).checked()
         self.tol, self.max_iter = tol, max_iter
-        self.backend = _validate.choice("backend", backend, _dispatch.BACKENDS)
+        self.backend = _checks.choice("backend", backend, _backends.BACKENDS)
         where = None if bank_device is None else torch.device(bank_device)
         self.bank = Bank(labels, self.dim, num_classes, bank_dtype, where)
         self.register_buffer("counters", torch.zeros(3, dtype=torch.int64))
@@ -167,7 +169,7 @@ class CorpusGLoss(nn.Module):
         Without embeddings they are no neighbours until their first step or refresh.
         """
         count = len(labels) if isinstance(labels, Tensor) and labels.ndim == 1 else "any"
-        _validate.integers("labels", labels, (count,))
+        _checks.integers("labels", labels, (count,))
         check_labels("labels", labels.cpu(), self.num_classes)
         if embeddings is not None and len(check_rows("embeddings", embeddings, self.dim)) != len(labels):
             raise ValueError(f"embeddings: got {len(embeddings)} rows for {len(labels)} labels")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gloss_kernels import _validate
+from gloss_kernels import _checks
 from gloss_kernels.topk import TopK, cosine_topk
 
 from . import plan
@@ -97,12 +97,12 @@ class NeighborIndex:
         x, mapped = matrix("embeddings", embeddings)
         if len(x) == 0:
             raise ValueError("embeddings: got no rows")
-        _validate.choice("kind", kind, ("auto", *KINDS))
-        _validate.number("recall_target", recall_target, 0, 1, open_low=True)
-        _validate.whole_number("recall_k", recall_k, 1)
-        _validate.whole_number("seed", seed, 0)
+        _checks.choice("kind", kind, ("auto", *KINDS))
+        _checks.number("recall_target", recall_target, 0, 1, open_low=True)
+        _checks.whole_number("recall_k", recall_k, 1)
+        _checks.whole_number("seed", seed, 0)
         if memory_limit is not None:
-            _validate.whole_number("memory_limit", memory_limit, 1)
+            _checks.whole_number("memory_limit", memory_limit, 1)
         rows = Rows(x.shape[1])
         rows.append(x, copy=not mapped)
         reason = "asked for"
@@ -113,7 +113,7 @@ class NeighborIndex:
             if value is not None:
                 if name not in options:
                     raise ValueError(f"{name}: got {value}, but kind {kind!r} has none")
-                options[name] = _validate.whole_number(name, value, least)
+                options[name] = _checks.whole_number(name, value, least)
         if options.get("nlist", 0) > len(x):
             raise ValueError(f"nlist: got {options['nlist']}, wants at most the {len(x)} rows")
         structure = None if kind == "exact" else Structure.build(kind, rows, options, seed, progress)
@@ -249,7 +249,7 @@ class NeighborIndex:
 
     # ------------------------------------------------------------------------------------------- inside
     def _check_k(self, k: Any, most: int, note: str = "") -> None:
-        _validate.whole_number("k", k, 1)
+        _checks.whole_number("k", k, 1)
         if k > most:
             raise ValueError(f"k: got {k}, but there are {most} rows{note and ', ' + note}")
 

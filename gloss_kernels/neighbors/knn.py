@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gloss_kernels import _native
+from gloss_kernels._progress import progress
 from gloss_kernels.topk import TopK, cosine_topk
 
 from . import plan
@@ -30,7 +30,7 @@ def run(index: NeighborIndex, k: int, report: Report | None, checkpoint: str | o
     if index.kind == "exact" and len(rows.parts) == 1 and checkpoint is None and _fits(rows):
         if report is None:
             return _whole(rows.parts[0], k)
-        with _native.progress(report):
+        with progress(report):
             return _whole(rows.parts[0], k)
     blocks = Blocks(n, k, None if checkpoint is None else Path(checkpoint), index)
     if report is not None and blocks.done:

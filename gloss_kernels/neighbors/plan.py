@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gloss_kernels import _native
+from gloss_kernels._backends import library
 
 from .structures import has_gpu, load_faiss
 
@@ -55,9 +55,9 @@ def exact_rows(device: torch.device) -> tuple[int, str]:
     """Up to how many rows exact search is the fastest, and in words which instruction set decides it."""
     if device.type == "cuda":
         return EXACT_ROWS_CUDA, ""
-    if _native.core is None:
+    if library.core is None:
         return EXACT_ROWS["generic"], ""
-    isa = _native.core.isa()
+    isa = library.core.isa()
     return EXACT_ROWS[isa], f" with {isa}"
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gloss_kernels import _validate
-from gloss_kernels.topk import check_finite
+from gloss_kernels import _checks
+from gloss_kernels._checks import finite_rows
 
 BLOCK_BYTES = 64 << 20  # of float32 numbers held at a time
 SCORED_BYTES = 4 << 20  # the same for rows picked here and there: they are used at once, from the cache
@@ -133,15 +133,15 @@ def matrix(name: str, x: Any, dim: int | None = None) -> tuple[Tensor, bool]:
             x = torch.from_numpy(x if all(s >= 0 for s in x.strides) else x.copy())
     elif not isinstance(x, Tensor):
         raise TypeError(f"{name}: got {type(x).__name__}, wants a torch.Tensor, a numpy array or a numpy.memmap")
-    _validate.matrix(name, x)
+    _checks.matrix(name, x)
     if dim is not None and x.shape[1] != dim:
         raise ValueError(f"{name}: got {x.shape[1]} columns, wants {dim} as in the index")
     x = x.detach()
     step = max(1, BLOCK_BYTES // (4 * x.shape[1]))
     for begin in range(0, len(x), step):
         try:
-            check_finite(name, x[begin : begin + step])
+            finite_rows(name, x[begin : begin + step])
         except ValueError:
             bad = int((~torch.isfinite(x[begin : begin + step]).all(dim=1)).nonzero()[0])
-            raise ValueError(f"{name}: row {begin + bad} holds NaN or Inf") from None
+            raise ValueError(f"{name}: row {begin + bad} contains NaN or Inf") from None
     return x, mapped

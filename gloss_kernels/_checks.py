@@ -1,4 +1,4 @@
-"""Checks of arguments shared by the stages. Each message names the argument, what was got and what is wanted."""
+"""Checks of arguments that the stages share. Every message reads "NAME must be WHAT IS WANTED, got WHAT CAME"."""
 
 from __future__ import annotations
 
@@ -15,34 +15,43 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 def matrix(name: str, x: Any, *, dim: int | None = None) -> Tensor:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: got {type(x).__name__}, wants a torch.Tensor (torch.as_tensor converts numpy arrays)")
+        raise TypeError(
+            f"{name} must be a torch.Tensor (torch.as_tensor converts numpy arrays), got {type(x).__name__}"
+        )
     if x.ndim != 2:
-        raise ValueError(f"{name}: got shape {tuple(x.shape)}, wants [rows, dim]")
+        raise ValueError(f"{name} must be [rows, dim], got shape {tuple(x.shape)}")
     if x.layout != torch.strided:
-        raise TypeError(f"{name}: got layout {x.layout}, wants a dense tensor")
+        raise TypeError(f"{name} must be a dense tensor, got layout {x.layout}")
     if x.device.type == "meta" and not torch.compiler.is_compiling():
-        raise ValueError(f"{name}: is on the meta device, which holds no numbers")
+        raise ValueError(f"{name} must be on a device with numbers, got the meta device")
     if x.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{name}: got {x.dtype}, wants float64, float32, float16 or bfloat16")
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {x.dtype}")
     if x.shape[1] == 0:
-        raise ValueError(f"{name}: got shape {tuple(x.shape)}, wants at least one column")
+        raise ValueError(f"{name} must have at least one column, got shape {tuple(x.shape)}")
     if dim is not None and x.shape[1] != dim:
-        raise ValueError(f"{name}: got {x.shape[1]} columns, wants {dim} as in the other matrix")
+        raise ValueError(f"{name} must have {dim} columns as the other matrix, got {x.shape[1]}")
     return x
 
 
 def tensor(name: str, x: Any, shape: tuple[Any, ...], dtype: torch.dtype | None) -> Tensor:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: got {type(x).__name__}, wants a torch.Tensor")
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if dtype is not None and x.dtype != dtype:
-        raise TypeError(f"{name}: got {x.dtype}, wants {dtype}")
+        raise TypeError(f"{name} must be {dtype}, got {x.dtype}")
     if tuple(x.shape) != shape:
-        raise ValueError(f"{name}: got shape {tuple(x.shape)}, wants ({', '.join(map(str, shape))})")
+        raise ValueError(f"{name} must have shape ({', '.join(map(str, shape))}), got {tuple(x.shape)}")
     return x
 
 
 def integers(name: str, x: Any, shape: tuple[Any, ...]) -> Tensor:
     return tensor(name, x, shape, torch.int64)
+
+
+def finite_rows(name: str, x: Tensor) -> None:
+    """Raises with the first row that contains NaN or Inf; reads the tensor."""
+    bad = ~torch.isfinite(x).all(dim=1)
+    if bool(bad.any()):
+        raise ValueError(f"{name}: row {int(bad.nonzero()[0])} contains NaN or Inf")
 
 
 def whole_number(name: str, value: Any, least: int | None = None) -> Any:
@@ -54,31 +63,31 @@ def whole_number(name: str, value: Any, least: int | None = None) -> Any:
             raise TypeError
         value = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: got {value!r}, wants an int") from None
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
     if least is not None and value < least:
-        raise ValueError(f"{name}: got {value}, wants at least {least}")
+        raise ValueError(f"{name} must be at least {least}, got {value}")
     return value
 
 
 def number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """A finite real number (numpy's too) in low..high."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: got {value!r}, wants a number")
+        raise TypeError(f"{name} must be a number, got {value!r}")
     value = float(value)
     above = value > low if open_low else value >= low
     if not (above and value <= high) or math.isinf(value):
         wanted = f"a finite number {'above' if open_low else 'of at least'} {low:g}"
         wanted += "" if high == math.inf else f" and at most {high:g}"
-        raise ValueError(f"{name}: got {value}, wants {wanted}")
+        raise ValueError(f"{name} must be {wanted}, got {value}")
     return float(value)
 
 
 def choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     if value not in allowed:
-        raise ValueError(f"{name}: got {value!r}, wants one of {', '.join(map(repr, allowed))}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return value
 
 
 def same_device(name: str, x: Tensor, other: Tensor) -> None:
     if x.device != other.device:
-        raise ValueError(f"{name}: is on {x.device}, wants {other.device} as the other tensor")
+        raise ValueError(f"{name} must be on {other.device} as the other tensor, got {x.device}")

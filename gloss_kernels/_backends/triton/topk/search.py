@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 from torch import Tensor
 
-from ... import _native
+from .... import _progress, _settings
+from ...._math import compute_dtype
+from ...library import rows as contiguous_rows
+from ...protocol import Search
 from .._launch import INTERPRETED
 from .exact import exact_search
 from .lists import compact, score, select
@@ -24,16 +26,15 @@ LIST_BYTES = 32 << 20  # lists may grow to this
 MOST_ENTRIES = 512 if INTERPRETED else 2048  # interpreted, small searches should run in waves too
 
 
-def cosine_topk(
-    queries: Tensor, corpus: Tensor | None, k: int, exclude_self: bool, hint: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    queries = _native.matrix(queries)
-    corpus = queries if corpus is None else _native.matrix(corpus)
-    values = queries.new_empty((len(queries), k), dtype=_native.compute_dtype(queries))
+def cosine_topk(search: Search) -> tuple[Tensor, Tensor]:
+    k, exclude_self, hint = search.k, search.exclude_self, search.hint
+    queries = contiguous_rows(search.queries)
+    corpus = queries if search.corpus is None else contiguous_rows(search.corpus)
+    values = queries.new_empty((len(queries), k), dtype=compute_dtype(queries))
     indices = queries.new_empty(values.shape, dtype=torch.int64)
     rows = with_norms(queries)
     others = rows if corpus is queries else with_norms(corpus)
-    checks = queries.device.type == "cpu" or os.environ.get("GLOSS_KERNELS_CHECK") == "1"
+    checks = queries.device.type == "cpu" or _settings.CHECK
     if checks:
         check_finite("queries", rows)
         check_finite("corpus", others)
@@ -43,19 +44,21 @@ def cosine_topk(
     else:
         candidates, redone, held = filtered_search(rows, others, exclude_self, hint, values, indices)
     if checks:
-        _native.local.statistics = {
-            "candidates": int(candidates),
-            "recomputed_rows": int(redone),
-            "workspace_bytes": held,
-            "kernel": "triton",
-        }
+        _progress.set_statistics(
+            {
+                "candidates": int(candidates),
+                "recomputed_rows": int(redone),
+                "workspace_bytes": held,
+                "kernel": "triton",
+            }
+        )
     return values, indices
 
 
 def check_finite(name: str, rows: Rows) -> None:
     bad = torch.isnan(rows.inverse_norms)
     if bool(bad.any()):
-        raise ValueError(f"{name}: row {int(bad.nonzero()[0])} holds NaN or Inf")
+        raise ValueError(f"{name}: row {int(bad.nonzero()[0])} contains NaN or Inf")
 
 
 def is_filtered(queries: Tensor, corpus: Tensor, k: int) -> bool:

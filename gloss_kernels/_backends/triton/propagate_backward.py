@@ -11,7 +11,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .. import _native
+from ..._math import finest_tol
+from ..protocol import System
 from ._launch import INTERPRETED, cdiv, jit, launch
 from .propagate import hidden_system
 from .solver import column_tile, solve
@@ -60,24 +61,17 @@ def entries_kernel(crow_ptr, col_ptr, lam_ptr, f_ptr, h_ptr, solved_ptr, reachab
 
 
 def propagate_backward(
-    grad_result: Tensor,
-    crow: Tensor,
-    col: Tensor,
-    values: Tensor,
-    fixed: Tensor,
-    reachable: Tensor,
-    prior: Tensor,
-    result: Tensor,
-    used_tol: Tensor,
-    alpha: float | None,
-    prior_strength: float,
-    max_iter: int,
+    problem: System, result: Tensor, reachable: Tensor, used_tol: Tensor, grad_result: Tensor
 ) -> tuple[Tensor, Tensor]:
-    crow, col, values, fixed, result = (t.contiguous() for t in (crow, col, values, fixed, result))
+    edges, alpha, prior_strength, max_iter = problem.edges, problem.alpha, problem.prior_strength, problem.max_iter
+    crow, col, values, fixed, result = (
+        t.contiguous() for t in (edges.crow, edges.col, edges.values, problem.fixed, result)
+    )
+    prior = problem.prior
     n, classes = result.shape
     hidden = hidden_system(crow, col, values, fixed, reachable, alpha, prior_strength)
     scale = hidden.scale[:, None]
-    tol = max(float(used_tol), _native.finest_tol(values))
+    tol = max(float(used_tol), finest_tol(values))
     z, residual, _ = solve(hidden.system, (scale * grad_result.double()).to(values.dtype), None, tol, max_iter)
     lam = (scale * z.double()).to(values.dtype)
     h = prior_strength * (lam.double() * (result.double() - prior.double())).sum(1)

@@ -8,6 +8,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from .. import protocol
 from ._launch import INTERPRETED, cdiv, jit, launch
 from .solver import System, column_tile, row_tile, solve
 
@@ -142,20 +143,11 @@ def border_kernel(crow_ptr, col_ptr, values_ptr, fixed_ptr, boundary_ptr, scale_
     tl.store(to, total.to(b_ptr.dtype.element_ty), inside[:, None] & (column < classes)[None, :])
 
 
-def propagate(
-    crow: Tensor,
-    col: Tensor,
-    values: Tensor,
-    fixed: Tensor,
-    boundary: Tensor,
-    has_initial: bool,
-    prior: Tensor,
-    alpha: float | None,
-    prior_strength: float,
-    tol: float,
-    max_iter: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    crow, col, values, fixed, boundary, prior = (t.contiguous() for t in (crow, col, values, fixed, boundary, prior))
+def propagate(problem: protocol.System, boundary: Tensor, has_initial: bool, tol: float) -> protocol.Solution:
+    edges, alpha, prior_strength, max_iter = problem.edges, problem.alpha, problem.prior_strength, problem.max_iter
+    crow, col, values, fixed, boundary, prior = (
+        t.contiguous() for t in (edges.crow, edges.col, edges.values, problem.fixed, boundary, problem.prior)
+    )
     n, classes = boundary.shape
     reachable = find_reachable(crow, col, values, fixed) if n else fixed.clone()
     hidden = hidden_system(crow, col, values, fixed, reachable, alpha, prior_strength)
@@ -187,7 +179,7 @@ def propagate(
         # What a row still lacks goes to the classes in the proportion they have among the fixed rows.
         result[rows] += (lacks[:, None] * mean).to(result.dtype)
     count = torch.tensor(iterations, device=values.device)
-    return result, count, residual, reachable, residual.new_tensor(tol)
+    return protocol.Solution(result, count, residual, reachable, residual.new_tensor(tol))
 
 
 def right_side(

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .. import _native
+from ..._math import cholesky, compute_dtype
+from ..protocol import Batch, BatchLoss
 from ._launch import INTERPRETED, cdiv, jit, launch, power_of_two
+from .target import target_loss
+
+dense_rows = 512  # of dense_loss; above, torch's blocked Cholesky is the faster one
 
 ROWS, COLUMNS = (128, 128) if INTERPRETED else (4, 64)  # of a tile of an n x n matrix
 
@@ -145,7 +148,7 @@ def system_kernel(weight_ptr, scale_ptr, solved_ptr, root_ptr, system_ptr, n, RO
 @jit(run_time=("n", "classes"))
 def score_kernel(solution_ptr, root_ptr, solved_ptr, label_ptr, target_ptr, scored_ptr, class_weight_ptr, share_ptr,
                  f_ptr, result_ptr, loss_ptr, lack_ptr, right_ptr, n, classes, SMOOTHING: tl.constexpr,
-                 SPREADING: tl.constexpr, PAPER: tl.constexpr, WEIGHTED: tl.constexpr, ALL: tl.constexpr,
+                 SPREADING: tl.constexpr, TARGET: tl.constexpr, WEIGHTED: tl.constexpr, ALL: tl.constexpr,
                  ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """F, its rows with sum 1, each row's part of the loss, what the row lacked, and the right-hand side of the adjoint."""
     every = tl.arange(0, ALL)
@@ -190,16 +193,7 @@ def score_kernel(solution_ptr, root_ptr, solved_ptr, label_ptr, target_ptr, scor
     part = tl.where(total > 0, part / tl.where(total > 0, total, 1.0), 0.0)
     is_target = target[:, None] == column[None, :]
     of_target = tl.sum(tl.where(is_target & mask, probability, 0.0), 1)
-    if PAPER:
-        power = tl.where(mask, tl.exp(probability), 0.0)
-        powers = tl.where(there, tl.sum(power, 1), 1.0)
-        loss = tl.log(powers) - of_target
-        grad = part[:, None] * (power / powers[:, None] - is_target.to(tl.float64))
-    else:
-        q = (1 - SMOOTHING) * tl.where(of_target < 0, 0.0, of_target) + SMOOTHING * prior
-        loss = -tl.log(tl.where(part > 0, q, 1.0))
-        slope = -part * (1 - SMOOTHING) / tl.where(part > 0, q, 1.0)
-        grad = tl.where(is_target & mask, slope[:, None], 0.0)
+    loss, grad = target_loss(probability, of_target, is_target, part, mask, there, prior, TARGET, SMOOTHING)
     tl.store(loss_ptr + row, tl.where(part > 0, part * loss, 0.0), there)
     if SPREADING:
         along = tl.sum(tl.where(mask, grad * probability, 0.0), 1)
@@ -231,9 +225,9 @@ def edge_gradient(f_ptr, lam_ptr, row, column, n, classes, SPREADING: tl.constex
 
 @jit(run_time=("n", "classes"))
 def to_scale_kernel(weight_ptr, f_ptr, lam_ptr, degree_ptr, scale_ptr, to_degree_ptr, to_inner_ptr, n, classes,
-                    SPREADING: tl.constexpr, PAPER: tl.constexpr, ROWS: tl.constexpr,
+                    SPREADING: tl.constexpr, PUBLISHED: tl.constexpr, ROWS: tl.constexpr,
                     COLUMNS: tl.constexpr):  # fmt: skip
-    """The gradient of s, as that of d (symmetric) or of W d^-1/2 (paper)."""
+    """The gradient of s, as that of d (symmetric) or of W d^-1/2 (published)."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     total = tl.zeros([ROWS], tl.float64)
     for first in range(0, n, COLUMNS):
@@ -243,7 +237,7 @@ def to_scale_kernel(weight_ptr, f_ptr, lam_ptr, degree_ptr, scale_ptr, to_degree
         s = tl.load(scale_ptr + column, column < n, 0.0)
         edge = edge_gradient(f_ptr, lam_ptr, row, column, n, classes, SPREADING, ROWS, COLUMNS)
         total += tl.sum(tl.where(w > 0, edge * w * s[None, :], 0.0), 1)
-    if PAPER:
+    if PUBLISHED:
         s = tl.load(scale_ptr + row, row < n, 0.0)
         tl.store(to_inner_ptr + row, -total * s * s, row < n)
     else:
@@ -283,25 +277,15 @@ def edges_kernel(cosine_ptr, inverse_sigma_ptr, weight_ptr, f_ptr, lam_ptr, scal
     tl.store(grad_sigma_ptr + row, to_sigma, there)
 
 
-def dense_loss(
-    embeddings: Tensor,
-    inverse_sigma: Tensor,
-    labels: Tensor,
-    targets: Tensor,
-    scored: Tensor,
-    class_weight: Tensor | None,
-    num_classes: int,
-    alpha: float | None,
-    normalization: str,
-    target: str,
-    smoothing: float,
-    want_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from ..dense import _cholesky  # imports the dispatch, which imports this
-
-    (n, d), dtype = embeddings.shape, _native.compute_dtype(embeddings)
-    x, inverse_sigma, labels, targets = (t.contiguous() for t in (embeddings.to(dtype), inverse_sigma, labels, targets))
-    spreading, paper, normalized = alpha is not None, normalization == "paper", normalization != "row"
+def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
+    x, alpha, num_classes, class_weight = batch.embeddings, batch.alpha, batch.num_classes, batch.class_weight
+    scored, smoothing = batch.scored, batch.smoothing
+    (n, d), dtype = x.shape, compute_dtype(x)
+    x, inverse_sigma, labels, targets = (
+        t.contiguous() for t in (x.to(dtype), batch.inverse_sigma, batch.labels, batch.targets)
+    )
+    spreading, published = alpha is not None, batch.normalization == "published"
+    normalized = batch.normalization != "row"
     double: dict[str, Any] = {"dtype": torch.float64, "device": x.device}
 
     def by_rows(kernel: object, *args: object, **meta: object) -> None:
@@ -316,7 +300,7 @@ def dense_loss(
     by_rows(weights_kernel, cosines, inverse_sigma, weights, degree, n, SMALLEST=smallest)
     inner = torch.where(degree > 0, degree, torch.inf).rsqrt()
     scale = torch.ones_like(degree) if not normalized else inner
-    if paper:
+    if published:
         scale = (weights @ inner).reciprocal()
         scale = scale.masked_fill(scale == torch.inf, 0.0)
 
@@ -336,7 +320,7 @@ def dense_loss(
     system = torch.empty_like(weights)
     marks = solved.int()
     by_rows(system_kernel, weights, scale, marks, root, system, n)
-    factor = _cholesky(system)
+    factor = cholesky(system)
     solution = torch.cholesky_solve(right, factor).contiguous()
 
     f, result = torch.empty_like(solution), torch.empty((n, num_classes), dtype=dtype, device=x.device)
@@ -347,21 +331,21 @@ def dense_loss(
     launch(
         score_kernel, cdiv(n, rows), x, solution, root, marks, labels, targets, scored.int(),
         degree if class_weight is None else class_weight, share, f, result, parts, lacks, right, n, num_classes,
-        SMOOTHING=smoothing, SPREADING=spreading, PAPER=target == "paper", WEIGHTED=class_weight is not None,
+        SMOOTHING=smoothing, SPREADING=spreading, TARGET=batch.target, WEIGHTED=class_weight is not None,
         ALL=power_of_two(n), ROWS=rows, COLUMNS=classes,
     )  # fmt: skip
     loss, lack = parts.sum().to(dtype), lacks.amax()
     if not want_gradient:
-        return loss, result, reachable, lack, x.new_empty(0), degree.new_empty(0)
+        return BatchLoss(loss, result, reachable, lack, x.new_empty(0), degree.new_empty(0))
 
     lam = torch.cholesky_solve(right, factor).mul_(alpha if alpha is not None else root[:, None]).contiguous()
     to_degree, to_inner = torch.zeros_like(degree), torch.zeros_like(degree)
     if normalized:
         by_rows(
             to_scale_kernel, weights, f, lam, degree, scale, to_degree, to_inner, n, num_classes,
-            SPREADING=spreading, PAPER=paper,
+            SPREADING=spreading, PUBLISHED=published,
         )  # fmt: skip
-    if paper:
+    if published:
         to_degree = -0.5 * (weights @ to_inner) * inner**3
     grad_cosines, grad_sigma = torch.empty_like(cosines), torch.empty_like(degree)
     by_rows(
@@ -370,4 +354,4 @@ def dense_loss(
     )  # fmt: skip
     grad_unit, grad = grad_cosines @ unit, torch.empty_like(x)
     launch(project_rows_kernel, cdiv(n, ROWS), x, unit, inverse_norms, grad_unit, grad, n, d, **wide)
-    return loss, result, reachable, lack, grad, grad_sigma
+    return BatchLoss(loss, result, reachable, lack, grad, grad_sigma)

@@ -12,7 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ... import _native
+from ...._math import compute_dtype
+from ...library import rows as contiguous_rows
+from ...protocol import SearchGradient
 from .._launch import INTERPRETED, cdiv, jit, launch, power_of_two
 from .pack import Rows, with_norms
 
@@ -76,17 +78,15 @@ def project_kernel(x_ptr, norm_ptr, grad_ptr, n, d, stride, ROWS: tl.constexpr, 
         tl.store(grad_at[:, None] + column[None, :], grad.to(grad_ptr.dtype.element_ty), use)
 
 
-def cosine_topk_backward(
-    queries: Tensor, corpus: Tensor | None, indices: Tensor, grad_values: Tensor, need: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    dtype = _native.compute_dtype(queries)
-    indices, grad_values = indices.contiguous(), grad_values.to(dtype).contiguous()
-    rows = with_norms(_native.matrix(queries))
-    others = rows if corpus is None else with_norms(_native.matrix(corpus))
-    none = queries.new_empty(0, dtype=dtype)
-    grad_queries = gradient(rows, others, rows, indices, grad_values, True, corpus is None) if need[0] else none
-    grad_corpus = none
-    if corpus is not None and need[1]:
+def cosine_topk_backward(problem: SearchGradient) -> tuple[Tensor, Tensor]:
+    corpus, dtype = problem.corpus, compute_dtype(problem.queries)
+    indices, grad_values = problem.indices.contiguous(), problem.grad_values.to(dtype).contiguous()
+    rows = with_norms(contiguous_rows(problem.queries))
+    others = rows if corpus is None else with_norms(contiguous_rows(corpus))
+    grad_queries = grad_corpus = grad_values.new_empty(0)
+    if problem.need_queries:
+        grad_queries = gradient(rows, others, rows, indices, grad_values, True, corpus is None)
+    if corpus is not None and problem.need_corpus:
         grad_corpus = gradient(others, others, rows, indices, grad_values, False, True)
     return grad_queries, grad_corpus
 

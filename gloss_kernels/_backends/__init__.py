@@ -1,20 +1,28 @@
-"""Which backend runs: the only place that decides."""
+"""Which backend runs: the only place that decides.
+
+protocol.py says what a backend offers; native.py (C++ and CUDA), reference.py and triton/ are the backends.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import importlib.util
-import os
 from typing import Any, NamedTuple
 
 import torch
 
-from . import _cpu, _cuda, _native, _validate
-from ._kernels import Kernels
+from .. import _checks, _settings
+from . import library, native, reference
+from .protocol import Backend, Kernels
 
-MEASURED: tuple[tuple[int, int], ...] = ()  # compute capabilities with a report of bench/gpu.py in bench/results
-BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+KERNELS = ("cpu", "cuda", "triton", "reference")
+BACKENDS = ("auto", *KERNELS)
+
+# Kernels that "auto" takes only where a report of bench/gpu.py, committed in bench/results, says that they win:
+# (kernel, compute capability) -> name of the report. The base kernels of a backend always run and stand here too, so
+# that `gloss-kernels info` can say what was measured.
+MEASURED: dict[tuple[str, tuple[int, int]], str] = {}
 
 
 class BackendStatus(NamedTuple):
@@ -28,6 +36,11 @@ def available_backends() -> dict[str, BackendStatus]:
     """What is built and what can run here: ``{name: BackendStatus(available, detail)}`` for every backend.
 
     ``python -m gloss_kernels`` prints it.
+
+    Example:
+        >>> import gloss_kernels
+        >>> gloss_kernels.available_backends()["reference"].available
+        True
     """
     return {
         "cpu": _cpu_status(),
@@ -37,59 +50,63 @@ def available_backends() -> dict[str, BackendStatus]:
     }
 
 
-def resolve(backend: str, device: torch.device, *, dense: bool = False) -> str:
-    """The backend that runs for tensors on ``device``; an explicit one that cannot run raises and says why.
-
-    ``dense`` is the mini-batch path of dense.py, torch operations on any device: "auto" takes it everywhere.
-    """
-    _validate.choice("backend", backend, BACKENDS)
+def resolve(backend: str, device: torch.device) -> str:
+    """The backend that runs for tensors on ``device``; an explicit one that cannot run raises and says why."""
+    _checks.choice("backend", backend, BACKENDS)
     if backend == "auto":
-        wanted = os.environ.get("GLOSS_KERNELS_BACKEND", "auto")
-        if wanted not in BACKENDS:
-            raise ValueError(f"GLOSS_KERNELS_BACKEND: got {wanted!r}, wants one of {', '.join(BACKENDS)}")
-        backend = wanted
-    if backend == "auto" and dense:
-        return "torch"
+        backend = _settings.BACKEND
+        if backend not in BACKENDS:
+            raise ValueError(f"GLOSS_KERNELS_BACKEND must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "auto":
-        backend = _best(device) or ("cpu" if device.type == "cpu" else "reference")
-    if backend == "reference":
-        return backend
+        backend = _fastest(device)
     takes = _takes(backend)
     if not takes:
         raise RuntimeError(f"backend={backend!r} cannot run here: {available_backends()[backend].detail}")
-    if device.type not in takes:
-        raise ValueError(f"backend={backend!r} wants tensors on {' or '.join(takes)}, got {device}")
+    if takes != ["any"] and device.type not in takes:
+        raise ValueError(f"backend={backend!r} must get tensors on {' or '.join(takes)}, got {device}")
     return backend
 
 
+def get(backend: str) -> Backend:
+    """The functions of a backend that resolve() returned."""
+    return reference if backend == "reference" else kernels(backend)
+
+
 def kernels(backend: str) -> Kernels:
-    """The kernels of a backend that resolve() returned."""
-    module: Any = {"cpu": _cpu, "cuda": _cuda}.get(backend) or _triton()
-    kernels: Kernels = module
-    return kernels
+    """Those of a backend with kernels, their gradients included."""
+    found: Kernels = _triton() if backend == "triton" else native.cpu if backend == "cpu" else native.cuda
+    return found
 
 
-def dense_backend(backend: str, device: torch.device) -> str | None:
-    """The backend whose dense_loss serves for what resolve() returned; None: the dense path is torch operations."""
-    if backend == "torch":
-        return _best(device)
-    return backend if backend in ("cpu", "cuda", "triton") else None
+def is_torch(backend: str) -> bool:
+    """Whether a backend's functions are torch operations: autograd goes through them, and no operator is needed."""
+    return backend == "reference"
 
 
-def _best(device: torch.device) -> str | None:
-    """The fastest backend with kernels for a device. (Triton beside a CUDA core: the one that a report says wins.)"""
-    order = ("cpu",) if device.type == "cpu" else ("cuda", "triton") if device.type == "cuda" else ()
-    return next((backend for backend in order if device.type in _takes(backend)), None)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def dense_rows(backend: str) -> float:
+    """The most documents that the backend's dense_loss takes."""
+    return get(backend).dense_rows
+
+
+def _fastest(device: torch.device) -> str:
+    """The fastest backend with kernels for a device, else the reference. A CPU without its core says so."""
+    if device.type == "cpu":
+        return "cpu"
+    order = ("cuda", "triton") if device.type == "cuda" else ()
+    return next((backend for backend in order if device.type in _takes(backend)), "reference")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _takes(backend: str) -> list[str]:
     """The types of devices that a backend runs on here; none: it cannot run."""
+    if backend == "reference":
+        return ["any"]
     if backend == "cpu":
-        return ["cpu"] if _native.core is not None else []
+        return ["cpu"] if library.core is not None else []
     gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
     if backend == "cuda":
-        return ["cuda"] * (gpu and bool(_native.cuda_architectures)) + ["cpu"] * (_native.emulated is not None)
+        return ["cuda"] * (gpu and bool(library.cuda_architectures)) + ["cpu"] * (library.emulated is not None)
     if _triton_problem():
         return []
     return ["cpu"] if _triton().INTERPRETED else ["cuda"] if gpu else []
@@ -98,7 +115,7 @@ def _takes(backend: str) -> list[str]:
 @functools.cache
 def _triton() -> Any:
     """Imported when first used: Triton takes a while, and need not be there."""
-    return importlib.import_module("gloss_kernels._triton")
+    return importlib.import_module("gloss_kernels._backends.triton")
 
 
 @functools.cache
@@ -114,34 +131,35 @@ def _triton_problem() -> str:
 
 
 def _cpu_status() -> BackendStatus:
-    if _native.core is None:
-        return BackendStatus(False, _native.missing)
+    if library.core is None:
+        return BackendStatus(False, library.missing)
     try:
-        isa = _native.core.isa()
+        isa = library.core.isa()
     except ValueError as error:  # GLOSS_KERNELS_ISA names a set that is unknown or cannot run here
         return BackendStatus(False, str(error))
     return BackendStatus(True, f"C++ core, {isa} kernels, {torch.get_num_threads()} threads")
 
 
 def _cuda_status() -> BackendStatus:
-    if _native.core is None:
-        return BackendStatus(False, _native.missing)
-    emulated = "; emulated on the CPU, for tests" if _native.emulated else ""
-    built = _native.cuda_architectures
+    if library.core is None:
+        return BackendStatus(False, library.missing)
+    emulated = "; emulated on the CPU, for tests" if library.emulated else ""
+    built = library.cuda_architectures
+    problem = library.core.cuda.problem() if built else ""
     if not built:
         detail = "this build has no CUDA core (nvcc was not found, or GLOSS_KERNELS_CUDA=0)"
-    elif _native.core.cuda_problem():
-        detail = f"built for {built}, but {_native.core.cuda_problem()}"
+    elif problem:
+        detail = f"built for {built}, but {problem}"
     else:
         capability = torch.cuda.get_device_capability()
-        measured = "" if capability in MEASURED else ", not yet measured on this GPU"
+        measured = "" if ("cuda", capability) in MEASURED else ", not yet measured on this GPU"
         if capability < (8, 0):
             detail = (
                 f"built for {built}, but this GPU has compute capability {capability[0]}.{capability[1]}, below 8.0"
             )
             return BackendStatus(False, detail)
         return BackendStatus(True, f"built for {built}{measured}{emulated}")
-    return BackendStatus(bool(_native.emulated), detail + emulated)
+    return BackendStatus(bool(library.emulated), detail + emulated)
 
 
 def _triton_status() -> BackendStatus:
@@ -160,5 +178,5 @@ def _triton_status() -> BackendStatus:
         return BackendStatus(
             False, f"{what}, but this GPU has compute capability {capability[0]}.{capability[1]}, below 8.0"
         )
-    measured = "" if capability in MEASURED else ", not yet measured on this GPU"
+    measured = "" if ("triton", capability) in MEASURED else ", not yet measured on this GPU"
     return BackendStatus(True, f"{what}{measured}")

@@ -6,12 +6,14 @@ Sums run over the entries of a row, in order: no atomics, the same bits for the 
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _native
+from ... import reference
+from ..._math import power
+from ..protocol import Combination, Edges, Structure
 from ._launch import INTERPRETED, cdiv, jit, launch
+from .symmetrize import combine, share
 
 ENTRIES = 1 << 14 if INTERPRETED else 1024  # entries of a program that takes them one by one
 ROWS = 256 if INTERPRETED else 32  # rows of one that sums along them
@@ -19,34 +21,33 @@ EDGES = 4  # of a row at a time
 
 
 # ------------------------------------------------------------------------------------------- structure
-def knn_structure(indices: Tensor, symmetrize: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def knn_structure(indices: Tensor, symmetrize: str, capacity: int) -> Structure:
     n, k = indices.shape
     _check_indices(indices)
-    capacity = _native.structure_capacity(n, k, symmetrize)
     source = torch.arange(n, device=indices.device).repeat_interleave(k)
     target, edge = indices.flatten(), torch.arange(n * k, device=indices.device)
     key = source * n + target
-    if symmetrize is None:
+    if symmetrize == "none":
         key, forward = key.sort()
-        return torch.arange(n + 1, device=key.device) * k, key % n, forward, torch.full_like(key, -1)
+        return Structure(torch.arange(n + 1, device=key.device) * k, key % n, forward, torch.full_like(key, -1))
     # Every directed edge once as it is and once turned round; an entry of the result is one key, or two equal ones.
     key, order = torch.cat([key, target * n + source]).sort(stable=True)
     first = torch.ones_like(key, dtype=torch.bool)
     first[1:] = key[1:] != key[:-1]
     last = torch.ones_like(first)
     last[:-1] = first[1:]
-    keep = first if symmetrize != "mutual" else first & ~last  # mutual: a pair begins here
+    # The sort is stable: of two equal keys the edge as it is comes first.
+    turned = order >= len(edge)
+    keep = first & reference.SYMMETRIZE[symmetrize].is_edge(~turned, turned | ~last)
     place = torch.where(keep, keep.cumsum(0) - 1, capacity)
     crow = torch.zeros(n + 1, dtype=torch.int64, device=key.device)
     crow[1:] = torch.zeros_like(crow[1:]).scatter_add_(0, key // max(n, 1), keep.long()).cumsum(0)
     col, forward, reverse = (torch.full((capacity + 1,), fill, device=key.device) for fill in (0, -1, -1))
     col[place] = key % max(n, 1)
-    # The sort is stable: of two equal keys the edge as it is comes first.
-    turned = order >= len(edge)
     forward[torch.where(turned, capacity, place)] = order
     pair = torch.where(first, place, torch.cat([place[:1], place[:-1]]))
     reverse[torch.where(turned, pair, capacity)] = order - len(edge)
-    return crow, col[:capacity], forward[:capacity], reverse[:capacity]
+    return Structure(crow, col[:capacity], forward[:capacity], reverse[:capacity])
 
 
 def _check_indices(indices: Tensor) -> None:
@@ -70,71 +71,51 @@ def _check_indices(indices: Tensor) -> None:
 
 
 # --------------------------------------------------------------------------------------------- weights
-@triton.jit
-def share(mine, other, MODE: tl.constexpr):
-    """Of an entry's gradient that a weight takes. MODE: 0 directed, 1 sum, 2 union (maximum), 3 mutual (minimum)."""
-    if MODE <= 1:
-        part = mine * 0 + 1
-    else:
-        wins = (mine > other) if MODE == 2 else (mine < other)
-        part = tl.where(mine == other, mine * 0 + 0.5, tl.where(wins, mine * 0 + 1, mine * 0))
-    return part
-
-
 @jit(run_time=("nnz",))
-def combine_kernel(forward_ptr, reverse_ptr, weights_ptr, values_ptr, nnz, MODE: tl.constexpr, ENTRIES: tl.constexpr):
+def combine_kernel(forward_ptr, reverse_ptr, weights_ptr, values_ptr, nnz, HOW: tl.constexpr, ENTRIES: tl.constexpr):
     entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
     inside = entry < nnz
     forward, reverse = tl.load(forward_ptr + entry, inside, -1), tl.load(reverse_ptr + entry, inside, -1)
     a = tl.load(weights_ptr + forward, forward >= 0, 0.0)
     b = tl.load(weights_ptr + reverse, reverse >= 0, 0.0)
-    if MODE == 0:
-        value = a
-    elif MODE == 1:
-        value = a + b
-    elif MODE == 2:
-        value = tl.maximum(a, b)
-    else:
-        value = tl.minimum(a, b)
-    tl.store(values_ptr + entry, value, inside)
+    tl.store(values_ptr + entry, combine(a, b, HOW), inside)
 
 
 @jit(run_time=("nnz",))
 def combine_backward_kernel(mine_ptr, other_ptr, weights_ptr, grad_values_ptr, grad_weights_ptr, nnz, ADD: tl.constexpr,
-                            MODE: tl.constexpr, ENTRIES: tl.constexpr):  # fmt: skip
+                            HOW: tl.constexpr, ENTRIES: tl.constexpr):  # fmt: skip
     """The share of the weights at ``mine``: each is written by one entry a pass."""
     entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
     mine = tl.load(mine_ptr + entry, entry < nnz, -1)
     other = tl.load(other_ptr + entry, entry < nnz, -1)
     use = mine >= 0
-    part = share(tl.load(weights_ptr + mine, use, 0.0), tl.load(weights_ptr + other, other >= 0, 0.0), MODE)
+    part = share(tl.load(weights_ptr + mine, use, 0.0), tl.load(weights_ptr + other, other >= 0, 0.0), HOW)
     grad = part * tl.load(grad_values_ptr + entry, use, 0.0)
     if ADD:
         grad += tl.load(grad_weights_ptr + mine, use, 0.0)
     tl.store(grad_weights_ptr + mine, grad, use)
 
 
-def combine_edges(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str | None) -> Tensor:
-    weights, nnz = weights.contiguous(), len(forward)
+def combine_edges(combination: Combination) -> Tensor:
+    forward, reverse, how = combination.forward, combination.reverse, combination.symmetrize
+    weights, nnz = combination.weights.contiguous(), len(forward)
     values = weights.new_empty(nnz)
-    mode = _native.SYMMETRIZE[symmetrize]
     launch(
-        combine_kernel, cdiv(nnz, ENTRIES), weights, forward, reverse, weights, values, nnz, MODE=mode, ENTRIES=ENTRIES
+        combine_kernel, cdiv(nnz, ENTRIES), weights, forward, reverse, weights, values, nnz, HOW=how, ENTRIES=ENTRIES
     )
     return values
 
 
-def combine_edges_backward(
-    grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str | None
-) -> Tensor:
-    weights, grad_values, nnz = weights.contiguous(), grad_values.contiguous(), len(forward)
-    grad_weights, mode = torch.zeros_like(weights), _native.SYMMETRIZE[symmetrize]
+def combine_edges_backward(combination: Combination, grad_values: Tensor) -> Tensor:
+    forward, reverse, how = combination.forward, combination.reverse, combination.symmetrize
+    weights, grad_values, nnz = combination.weights.contiguous(), grad_values.contiguous(), len(forward)
+    grad_weights = torch.zeros_like(weights)
     for mine, other, add in ((forward, reverse, False), (reverse, forward, True)):
-        if add and symmetrize is None:
+        if add and how == "none":
             continue
         launch(
             combine_backward_kernel, cdiv(nnz, ENTRIES), weights, mine, other, weights, grad_values, grad_weights, nnz,
-            ADD=add, MODE=mode, ENTRIES=ENTRIES,
+            ADD=add, HOW=how, ENTRIES=ENTRIES,
         )  # fmt: skip
     return grad_weights
 
@@ -196,15 +177,10 @@ def row_sums(crow: Tensor, col: Tensor, a: Tensor, b: Tensor | None = None, x: T
     return sums
 
 
-def power(x: Tensor, exponent: float) -> Tensor:
-    """x ** exponent, 0 for 0: a node without weight."""
-    return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** exponent, 0.0)
-
-
 def scales(crow: Tensor, col: Tensor, values: Tensor, normalization: str) -> tuple[Tensor, Tensor]:
-    """With d = A 1: r = d^-1/2 and s; "symmetric": s = r, "paper": s = 1 / (A r). float64 [n]"""
+    """With d = A 1: r = d^-1/2 and s; "symmetric": s = r, "published": s = 1 / (A r). float64 [n]"""
     r = power(row_sums(crow, col, values), -0.5)
-    return r, power(row_sums(crow, col, values, x=r), -1.0) if normalization == "paper" else r
+    return r, power(row_sums(crow, col, values, x=r), -1.0) if normalization == "published" else r
 
 
 def scaled(crow: Tensor, col: Tensor, values: Tensor, s: Tensor, *of_backward: Tensor) -> Tensor:
@@ -216,25 +192,23 @@ def scaled(crow: Tensor, col: Tensor, values: Tensor, s: Tensor, *of_backward: T
     return out
 
 
-def normalize_edges(crow: Tensor, col: Tensor, values: Tensor, normalization: str) -> Tensor:
-    values = values.contiguous()
+def normalize_edges(edges: Edges, normalization: str) -> Tensor:
+    crow, col, values = edges.crow, edges.col, edges.values.contiguous()
     if normalization == "row":
         return values.clone()
     return scaled(crow, col, values, scales(crow, col, values, normalization)[1])
 
 
-def normalize_edges_backward(
-    grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normalization: str
-) -> Tensor:
+def normalize_edges_backward(edges: Edges, normalization: str, grad_normalized: Tensor) -> Tensor:
     """The formulas are derived in csrc/graph/edges.cpp."""
-    values, grad = values.contiguous(), grad_normalized.contiguous()
+    crow, col, values, grad = edges.crow, edges.col, edges.values.contiguous(), grad_normalized.contiguous()
     if normalization == "row":
         return grad.clone()
     r, s = scales(crow, col, values, normalization)
     h = 2 * row_sums(crow, col, grad, values, s)
     dt = torch.zeros_like(h)
     dr = h
-    if normalization == "paper":
+    if normalization == "published":
         dt = -h * s * s
         dr = row_sums(crow, col, values, x=dt)
     return scaled(crow, col, grad, s, r, dt, -0.5 * r**3 * dr)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from ... import _settings
+
 # TRITON_INTERPRET=1, set before the first import: kernels run on CPU tensors, a program at a time in numpy.
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+INTERPRETED = _settings.TRITON_INTERPRET
 
 # Products and sums fused, said aloud: Triton 3.9 warns that its default will change. Every version takes the option. (So
 # TRITON_DEFAULT_FP_FUSION changes nothing here.)

@@ -1,0 +1,62 @@
+"""Small mathematics in plain torch that several stages share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of results: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def finest_tol(values: Tensor) -> float:
+    """float32 cannot hold a solution to much less than 1e-6; asking for more only costs iterations."""
+    return 1e-14 if values.dtype == torch.float64 else 2e-6
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """x / |x| per row in float32 (float64 for float64); a zero row stays zero, with gradient zero. [n, d]"""
+    x = x if x.dtype == torch.float64 else x.float()
+    largest = x.detach().abs().amax(dim=1, keepdim=True)  # first to size 1, so that squares neither vanish nor overflow
+    x = x / torch.where(largest > 0, largest, 1.0)
+    squared = (x * x).sum(dim=1, keepdim=True)
+    return torch.where(squared > 0, x / torch.where(squared > 0, squared, 1.0).sqrt(), 0.0)
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """x ** exponent, and 0 with gradient 0 where x is 0: a node without weight."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** exponent, 0.0)
+
+
+def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """[n, C]; a row of zeros for label -1. (torch's one_hot makes int64 first: eight times the memory traffic.)"""
+    zeros = torch.zeros(len(labels), num_classes, dtype=dtype, device=labels.device)
+    return zeros.scatter_(1, labels.clamp(min=0)[:, None], (labels >= 0).to(dtype)[:, None])
+
+
+def drop_vanishing(weights: Tensor) -> Tensor:
+    """Weights under 1e-32 (float64: 1e-280) become 0, no edge: dL/dweight grows as 1 / degree, it must not overflow."""
+    return torch.where(weights >= (1e-280 if weights.dtype == torch.float64 else 1e-32), weights, 0.0)
+
+
+def reachable_rows(m: Tensor, fixed: Tensor) -> Tensor:
+    """bool [n]: the rows of a graph [n, n] that a path of positive weights joins to a fixed one."""
+    reached = fixed | (m @ fixed.to(m.dtype) > 0)
+    while not bool(reached.all()):
+        grown = reached | (m @ reached.to(m.dtype) > 0)
+        if bool((grown == reached).all()):
+            break
+        reached = grown
+    return reached
+
+
+def cholesky(system: Tensor) -> Tensor:
+    """Of a positive definite float64 matrix with unit diagonal; 1e-14 and more on it where rounding makes that fail."""
+    lower: Tensor
+    for jitter in (0.0, 1e-14, 1e-12, 1e-10):
+        lower, info = torch.linalg.cholesky_ex(system + jitter * torch.eye(len(system), dtype=system.dtype).to(system))
+        if int(info) == 0:
+            return lower
+    raise RuntimeError("dense label propagation: the system is not positive definite; raise sigma")

@@ -1,0 +1,118 @@
+"""Operators of stage graph. Shapes depend on n and k only: a structure's entries past crow[n] are padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _backends, reference
+from .._backends.protocol import Combination, Edges, Structure
+
+
+def capacity(indices: Tensor, symmetrize: str) -> int:
+    """Room for every entry that the graph of ``indices`` [n, k] can have."""
+    return indices.shape[0] * indices.shape[1] * reference.SYMMETRIZE[symmetrize].most_entries
+
+
+def knn_structure(indices: Tensor, symmetrize: str, backend: str) -> Structure:
+    if _backends.is_torch(backend):
+        return _backends.get(backend).knn_structure(indices, symmetrize, capacity(indices, symmetrize))
+    return Structure(*knn_structure_op(indices, symmetrize, backend))
+
+
+@torch.library.custom_op("gloss_kernels::knn_structure", mutates_args=())
+def knn_structure_op(indices: Tensor, symmetrize: str, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _backends.kernels(backend).knn_structure(indices, symmetrize, capacity(indices, symmetrize))
+
+
+@knn_structure_op.register_fake
+def _(indices: Tensor, symmetrize: str, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    col, forward, reverse = (indices.new_empty(capacity(indices, symmetrize)) for _ in range(3))
+    return indices.new_empty(indices.shape[0] + 1), col, forward, reverse
+
+
+def combine_edges(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str) -> Tensor:
+    if _backends.is_torch(backend):
+        return _backends.get(backend).combine_edges(Combination(weights, forward, reverse, symmetrize))
+    values: Tensor = combine_edges_op(weights, forward, reverse, symmetrize, backend)
+    return values
+
+
+@torch.library.custom_op("gloss_kernels::combine_edges", mutates_args=())
+def combine_edges_op(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str) -> Tensor:
+    return _backends.kernels(backend).combine_edges(Combination(weights, forward, reverse, symmetrize))
+
+
+@combine_edges_op.register_fake
+def _(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str) -> Tensor:
+    return weights.new_empty(forward.shape)
+
+
+@torch.library.custom_op("gloss_kernels::combine_edges_backward", mutates_args=())
+def combine_edges_backward_op(
+    grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str
+) -> Tensor:
+    combination = Combination(weights, forward, reverse, symmetrize)
+    return _backends.kernels(backend).combine_edges_backward(combination, grad_values)
+
+
+@combine_edges_backward_op.register_fake
+def _(grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str) -> Tensor:
+    return weights.new_empty(weights.shape)
+
+
+def _combine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    weights, forward, reverse, ctx.symmetrize, ctx.backend = inputs
+    ctx.save_for_backward(weights, forward, reverse)
+
+
+def _combine_backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor | None, ...]:
+    return combine_edges_backward_op(grad_values, *ctx.saved_tensors, ctx.symmetrize, ctx.backend), *(None,) * 4
+
+
+combine_edges_op.register_autograd(_combine_backward, setup_context=_combine_setup)
+
+
+def normalize_edges(crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str) -> Tensor:
+    if _backends.is_torch(backend):
+        return _backends.get(backend).normalize_edges(Edges(crow, col, values), normalization)
+    normalized: Tensor = normalize_edges_op(crow, col, values, normalization, backend)
+    return normalized
+
+
+@torch.library.custom_op("gloss_kernels::normalize_edges", mutates_args=())
+def normalize_edges_op(crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str) -> Tensor:
+    return _backends.kernels(backend).normalize_edges(Edges(crow, col, values), normalization)
+
+
+@normalize_edges_op.register_fake
+def _(crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+@torch.library.custom_op("gloss_kernels::normalize_edges_backward", mutates_args=())
+def normalize_edges_backward_op(
+    grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str
+) -> Tensor:
+    edges = Edges(crow, col, values)
+    return _backends.kernels(backend).normalize_edges_backward(edges, normalization, grad_normalized)
+
+
+@normalize_edges_backward_op.register_fake
+def _(grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+def _normalize_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.normalization, ctx.backend = inputs[3:]
+
+
+def _normalize_backward(ctx: Any, grad_normalized: Tensor) -> tuple[Tensor | None, ...]:
+    grad_values = normalize_edges_backward_op(grad_normalized, *ctx.saved_tensors, ctx.normalization, ctx.backend)
+    return None, None, grad_values, None, None
+
+
+normalize_edges_op.register_autograd(_normalize_backward, setup_context=_normalize_setup)

@@ -1,0 +1,141 @@
+"""Operators of stage propagate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _backends, _convergence
+from .._backends.protocol import Edges, Solution, System
+from .._math import finest_tol
+from .._options import PropagateOptions
+
+
+def propagate(
+    edges: Edges,
+    fixed: Tensor,
+    boundary: Tensor,
+    has_initial: bool,
+    prior: Tensor,
+    options: PropagateOptions,
+    backend: str,
+) -> Solution:
+    if _backends.is_torch(backend):
+        system = System(edges, fixed, prior, options.alpha, options.prior_strength, options.max_iter)
+        return _backends.get(backend).propagate(system, boundary, has_initial, options.tol)
+    alpha = -1.0 if options.alpha is None else options.alpha
+    return Solution(
+        *propagate_op(
+            edges.crow, edges.col, edges.values, fixed, boundary, has_initial, prior, alpha, options.prior_strength,
+            options.tol, options.max_iter, backend,
+        )
+    )  # fmt: skip
+
+
+@torch.library.custom_op("gloss_kernels::propagate", mutates_args=())
+def propagate_op(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    fixed: Tensor,
+    boundary: Tensor,
+    has_initial: bool,
+    prior: Tensor,
+    alpha: float,
+    prior_strength: float,
+    tol: float,
+    max_iter: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """F [n, C], iterations [], residual [C], reachable [n], the tol used []."""
+    system = System(Edges(crow, col, values), fixed, prior, None if alpha < 0 else alpha, prior_strength, max_iter)
+    solution = _backends.kernels(backend).propagate(system, boundary, has_initial, tol)
+    _convergence.check("propagate_labels", solution.residual, solution.used_tol)
+    return solution
+
+
+@propagate_op.register_fake
+def _(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    fixed: Tensor,
+    boundary: Tensor,
+    has_initial: bool,
+    prior: Tensor,
+    alpha: float,
+    prior_strength: float,
+    tol: float,
+    max_iter: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    residual = boundary.new_empty(boundary.shape[1], dtype=torch.float64)
+    return (
+        boundary.new_empty(boundary.shape),
+        crow.new_empty(()),
+        residual,
+        fixed.new_empty(fixed.shape, dtype=torch.bool),
+        residual.new_empty(()),
+    )
+
+
+@torch.library.custom_op("gloss_kernels::propagate_backward", mutates_args=())
+def propagate_backward_op(
+    grad_result: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    fixed: Tensor,
+    reachable: Tensor,
+    prior: Tensor,
+    result: Tensor,
+    used_tol: Tensor,
+    alpha: float,
+    prior_strength: float,
+    max_iter: int,
+    backend: str,
+) -> Tensor:
+    system = System(Edges(crow, col, values), fixed, prior, None if alpha < 0 else alpha, prior_strength, max_iter)
+    grad_values, residual = _backends.kernels(backend).propagate_backward(
+        system, result, reachable, used_tol, grad_result
+    )
+    limit = 10 * used_tol.clamp(min=finest_tol(values))
+    _convergence.check("the gradient of propagate_labels", residual, limit)
+    return grad_values
+
+
+@propagate_backward_op.register_fake
+def _(
+    grad_result: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    fixed: Tensor,
+    reachable: Tensor,
+    prior: Tensor,
+    result: Tensor,
+    used_tol: Tensor,
+    alpha: float,
+    prior_strength: float,
+    max_iter: int,
+    backend: str,
+) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    crow, col, values, fixed, _boundary, _has_initial, prior, alpha, prior_strength, _tol, max_iter, backend = inputs
+    result, iterations, residual, reachable, used_tol = output
+    ctx.options = (alpha, prior_strength, max_iter, backend)
+    ctx.save_for_backward(crow, col, values, fixed, reachable, prior, result, used_tol)
+    ctx.mark_non_differentiable(iterations, residual, reachable, used_tol)
+
+
+def _backward(ctx: Any, grad_result: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    grad_values = propagate_backward_op(grad_result, *ctx.saved_tensors, *ctx.options)
+    return None, None, grad_values, *(None,) * 9
+
+
+propagate_op.register_autograd(_backward, setup_context=_setup)
