@@ -217,8 +217,8 @@ __global__ void __launch_bounds__(kThreads, 2) redo_kernel(Search<In> s) {
   const int leaders = *s.failed.leaders_count, groups = (leaders + kGroup - 1) / kGroup, parts = parts_of(s, leaders);
   const int cols = s.queries.cols, steps = (cols + kDepth - 1) / kDepth, room = room_of(found_of(s));
   Key* sorted = reinterpret_cast<Key*>(shared + 1) + warp * room;
-  // A product passes kDepth sums of its step and those of the steps; 8 are left for the rests, for float64's rounding to
-  // float and for the squares of all these. A raw corpus has norms of squares added likewise.
+  // A product passes kDepth sums of its step and those of the steps; 8 are left for the rests, for float64's rounding
+  // to float and for the squares of all these. A raw corpus has norms of squares added likewise.
   const float slack = kHalfUlp * float(kDepth + steps + 8 + (s.raw.rows ? (kDepth + steps) / 2 + 2 : 0));
   const int first_row = warp / 4 * 32 + lane / 8 * 8, first_other = warp % 4 * 32 + lane % 8 * 4;  // of this thread
   // Part by part: the blocks at work share its rows through L2, and equal values fall to the smallest indices early.
