@@ -100,6 +100,39 @@ def test_all_rows_equal(n: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("noise", [1e-7, 1e-6, 1e-4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_near_duplicates_overflow_the_lists(dtype: torch.dtype, noise: float, backend: str) -> None:
+    """Two clusters of rows that the filter cannot tell apart: the order is that of float64, rounded to float32."""
+    generator = torch.Generator("cpu").manual_seed(3)
+    x = documents(2, 24, torch.float64).repeat(2150, 1)
+    x *= 1 + noise * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+    corpus = torch.cat([x, documents(100, 24, torch.float64, seed=4)]).to(dtype)
+    queries = corpus[:80].contiguous()
+    for k, exclude_self in ((12, True), (40, False)):
+        values, indices = cosine_topk(queries, corpus, k=k, exclude_self=exclude_self, backend=backend)
+        if _native.topk_statistics():
+            assert _native.topk_statistics()["recomputed_rows"] > 0
+        check_exact(values, indices, queries, corpus, exclude_self)
+        if backend == "triton":  # its pass over the corpus orders by float32 products: the contract, not float64's bits
+            continue
+        truth = reference.cosine(queries, corpus).float()
+        if exclude_self:
+            truth.fill_diagonal_(-torch.inf)
+        expected, order = truth.sort(dim=1, descending=True, stable=True)
+        assert torch.equal(indices, order[:, :k]) and torch.equal(values, expected[:, :k])
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name == "cpu"])
+def test_thresholds_rise(backend: str) -> None:
+    """Or else all rows overflow their lists, and are right but recomputed."""
+    for x in (documents(3000, 40), documents(2000, 384, torch.float16)):
+        cosine_topk(x, k=10, backend=backend)
+        facts = _native.topk_statistics()
+        assert facts["recomputed_rows"] == 0 and 10 * len(x) <= facts["candidates"] <= 20 * len(x), facts
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_opposite_to_all_others(backend: str) -> None:
     """Their best cosines are far below 0, the product of padding with anything; sizes of several waves of tiles."""
     x = torch.rand(2600, 24) + 0.3

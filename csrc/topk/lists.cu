@@ -64,15 +64,6 @@ __device__ inline int keep_from(Key* keys, int count, float bound, int lane) {
   return kept;
 }
 
-// The cosine of a query with corpus row j. The norms of a raw corpus are not there yet, or sums in float.
-template <class In>
-__device__ inline double cosine_with(const Search<In>& s, const In* x, Scaling of_x, int64_t j, int lane) {
-  const In* y = s.corpus.row(j);
-  const bool raw = sizeof(In) == 2 && s.raw.rows;  // others are packed
-  const double norm = raw ? inverse_norm(y, s.corpus.cols, lane) : s.corpus_norms[j];
-  return warp_cosine(x, of_x, y, scaling(norm), s.corpus.cols, lane);
-}
-
 // One warp a query: the k-th best cosine with earlier neighbours is a lower bound of the k-th best of all. Hints that
 // are no rows, or the row itself, or come twice, do not count.
 template <class In>

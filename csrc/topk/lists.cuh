@@ -91,9 +91,12 @@ struct Failed {
   int* place;      // [padded]: of a position in `positions`
   int* slot;       // [padded]: of a position in the table
   int* leader;     // [padded]: the position whose result serves this one
+  int* leaders_count;  // []
+  int* leaders;    // [padded]: positions that are searched; `place` of such a position is the one here
+  Key* bounds;     // [padded]: of a leader by its place; the keys wanted are at or before it
   Key* hashes;     // [slots]
   int* smallest;   // [slots]: position with this hash
-  Key* partial;    // best keys of parts of the corpus
+  Key* partial;    // keys of parts of the corpus, where a list has no room for them
   int64_t slots;
 };
 
@@ -116,7 +119,7 @@ struct Search {
 
 // A list holds at least 3 k entries, and more where rows are few: then fewer waves do.
 Lists lists_carve(Workspace& memory, int64_t padded, int64_t k);
-Failed failed_carve(Workspace& memory, int64_t padded, int64_t k);
+Failed failed_carve(Workspace& memory, int64_t padded, int64_t corpus, int64_t k);
 
 // Packs rows and computes their norms (as compute_norms does). Of queries opens the lists; `largest_residual` gathers
 // the maximum where not null.
@@ -151,6 +154,15 @@ void sweep(const Packed& queries, const Packed& corpus, const RawCorpus& raw, co
 // |cosine - product of the packed rows| for a query with this residual.
 __device__ inline float guard(float residual, const Lists& lists, float accumulation) {
   return (residual + (1 + residual) * __uint_as_float(*lists.largest_residual) + accumulation) * (1 + 1e-5f);
+}
+
+// The cosine of a query with corpus row j. The norms of a raw corpus are not there yet, or sums in float.
+template <class In>
+__device__ inline double cosine_with(const Search<In>& s, const In* x, Scaling of_x, int64_t j, int lane) {
+  const In* y = s.corpus.row(j);
+  const bool raw = sizeof(In) == 2 && s.raw.rows;  // others are packed
+  const double norm = raw ? inverse_norm(y, s.corpus.cols, lane) : s.corpus_norms[j];
+  return warp_cosine(x, of_x, y, scaling(norm), s.corpus.cols, lane);
 }
 
 }  // namespace gloss::cuda

@@ -134,7 +134,7 @@ void filtered(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t 
              int(corpus.cols),                       s.packed_corpus.id, s.corpus_norms,
              status ? &status->bad_corpus_row : nullptr, memory.take<int>(s.packed_queries.padded)};
   s.lists = lists_carve(memory, s.packed_queries.padded, k);
-  s.failed = failed_carve(memory, s.packed_queries.padded, k);
+  s.failed = failed_carve(memory, s.packed_queries.padded, corpus.rows, k);
   if (!run) return;
   s.self = self;
   s.exclude_self = exclude_self;

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPS = ["arguments", "small", "self", "waves", "many", "pairs", "ties", "extremes", "not_finite", "hints", "backward"]
+GROUPS = [
+    "arguments", "small", "self", "waves", "many", "pairs", "ties", "near_ties", "extremes", "not_finite", "hints",
+    "backward",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

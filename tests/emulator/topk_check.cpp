@@ -291,6 +291,106 @@ void ties() {
   check(line, nullptr, 5, true, {0});
 }
 
+// Bit for bit: float64 cosines, rounded to float, the larger first, of equal ones the smaller index.
+void check_order(const Result& result, const Matrix& queries, const Matrix& corpus, int64_t k, bool exclude_self) {
+  const std::vector<double> u = queries.unit(), v = corpus.unit();
+  const int64_t d = queries.cols;
+  std::vector<std::pair<float, int64_t>> order;  // negated, so that ascending is best first
+  for (int64_t i = 0; i < queries.rows; ++i) {
+    order.clear();
+    for (int64_t j = 0; j < corpus.rows; ++j) {
+      double sum = 0;
+      for (int64_t c = 0; c < d; ++c) sum += u[size_t(i * d + c)] * v[size_t(j * d + c)];
+      if (!exclude_self || j != i) order.emplace_back(-float(sum), j);
+    }
+    std::partial_sort(order.begin(), order.begin() + k, order.end());
+    for (int64_t r = 0; r < k; ++r) {
+      expect(result.indices[size_t(i * k + r)] == order[size_t(r)].second, "another order than float64's",
+             double(result.indices[size_t(i * k + r)]), i);
+      expect(result.values[size_t(i * k + r)] == -order[size_t(r)].first, "another value than float64's",
+             result.values[size_t(i * k + r)], i);
+    }
+  }
+}
+
+// More near ties than lists hold, in every regime of the pass over the whole corpus.
+void near_ties() {
+  std::mt19937 random(21);
+  std::normal_distribution<double> normal;
+  // `tight` clusters of rows that differ by `eps`, taking turns, and 100 ordinary rows behind them
+  const auto clusters = [&](int64_t n, int64_t d, int64_t tight, double eps) {
+    std::vector<double> x = documents(n, d, 22);
+    for (int64_t i = tight; i < n - 100; ++i)
+      for (int64_t c = 0; c < d; ++c) x[size_t(i * d + c)] = x[size_t(i % tight * d + c)] * (1 + eps * normal(random));
+    return x;
+  };
+  const auto exact = [&](const Matrix& q, const Matrix* corpus, int64_t k, bool exclude_self, int64_t redone,
+                         std::vector<unsigned> seeds) {
+    const Result result = check(q, corpus, k, exclude_self, seeds);
+    check_order(result, q, corpus ? *corpus : q, k, exclude_self);
+    expect(result.status.recomputed_rows >= redone, "too few rows were redone", double(result.status.recomputed_rows));
+  };
+  // From all cosines 1 in float to all of them distinct: a part of the rows as queries.
+  for (double eps : {1e-7, 1e-6, 1e-4}) {
+    const std::vector<double> x = clusters(4700, 7, 2, eps);
+    const Matrix corpus(x, 4700, 7, DType::f32), q(x, 130, 7, DType::f32);
+    exact(q, &corpus, 10, true, 130, {0, 5});
+  }
+  for (DType dtype : {DType::f16, DType::bf16}) {
+    std::vector<double> x = clusters(2600, 70, 1, dtype == DType::f16 ? 1e-3 : 4e-3);
+    for (size_t i = 0; i < x.size(); ++i) x[i] *= i / 70 % 3 ? 1 : 64;  // of other lengths
+    const Matrix corpus(x, 2600, 70, dtype), q(x, 120, 70, dtype);
+    exact(q, &corpus, 6, false, 120, {5});
+  }
+  // More leaders than the blocks take at a time; k at its limit, and more parts of the corpus than a list has room for.
+  exact(Matrix(clusters(2400, 6, 1, 1e-6), 2400, 6, DType::f32), nullptr, 10, true, 2200, {5});
+  const std::vector<double> wide = clusters(5200, 5, 1, 1e-6);
+  const Matrix longer(wide, 5200, 5, DType::f32), few(wide, 70, 5, DType::f32);
+  exact(few, &longer, 256, true, 70, {5});
+  // Queries far from one tight cluster, opposite to it, at right angles to it (all cosines 0), and of its own.
+  const int64_t d = 72, m = 2600;
+  for (DType dtype : {DType::f32, DType::f16}) {  // 16 bits: swept as it is, of norms in float
+    std::vector<double> q = documents(120, d, 23), x = clusters(m, d, 1, dtype == DType::f32 ? 1e-6 : 1e-3);
+    std::fill(x.end() - 100 * d, x.end(), 0.0);
+    for (int64_t i = 0; i < m; ++i) x[size_t(i * d)] = 0;
+    for (int64_t i = 0; i < 30; ++i)
+      for (int64_t c = 0; c < d; ++c) {
+        const double own = x[size_t(i * d + c)];
+        q[size_t(i * d + c)] = i < 10 ? -own : i < 20 ? double(c == 0) : own;
+      }
+    for (size_t i = 0; i < x.size(); ++i) x[i] *= dtype == DType::f32 && i / 72 % 2 ? 1e-30 : 1;
+    const Matrix corpus(x, m, d, dtype);
+    exact(Matrix(q, 120, d, dtype), &corpus, 12, true, 100, {5});
+  }
+  // The lost lists still hold the best, in their order: the last of them is the bound to start with.
+  std::vector<double> base(70), near(size_t(2400 * 70)), asked;
+  double length = 0;
+  for (double& b : base) length += std::pow(b = normal(random), 2);
+  for (int64_t i = 0; i < 2400; ++i) {
+    double* row = &near[size_t(i * 70)];
+    double along = 0, squares = 0;
+    for (int64_t c = 0; c < 70; ++c) along += (row[c] = normal(random)) * base[size_t(c)];
+    for (int64_t c = 0; c < 70; ++c) squares += std::pow(row[c] -= along / length * base[size_t(c)], 2);
+    const double lost = i % 240 == 7 ? 2e-6 * double(i) / 240 : 3e-4 + 1e-4 * double(i) / 2400;
+    for (int64_t c = 0; c < 70; ++c) row[c] = base[size_t(c)] + row[c] * std::sqrt(2 * lost * length / squares);
+  }
+  for (int64_t i = 0; i < 120; ++i)
+    for (double b : base) asked.push_back(b + 1e-6 * normal(random));
+  const Matrix banded(near, 2400, 70, DType::f32);
+  exact(Matrix(asked, 120, 70, DType::f32), &banded, 10, false, 120, {5});
+  // Cosines within 1e-13 of the middle between 1 and the float below it: float64 alone knows which way they round.
+  std::vector<double> x(size_t(2600 * 6));
+  for (int64_t i = 0; i < 2600; ++i) {
+    const double middle = std::ldexp(1.0, -12);
+    x[size_t(i * 6)] = 1;
+    x[size_t(i * 6 + 1)] = i < 51 ? middle + double(25 - i) * std::ldexp(1.0, -35) : middle * (0.5 + double(i) / 2600);
+  }
+  std::vector<double> ask(size_t(120 * 6));
+  for (int64_t i = 0; i < 120; ++i) ask[size_t(i * 6)] = 1, ask[size_t(i * 6 + 2)] = 1e-9 * double(i);
+  const Matrix corpus(x, 2600, 6, DType::f32);
+  exact(Matrix(ask, 120, 6, DType::f32), &corpus, 60, false, 120, {5});
+}
+
 void extremes() {
   for (double scale : {1e-30, 1e30, 1e-44}) {
     const int64_t n = 530;
@@ -462,7 +562,7 @@ void backward() {
 
 int main(int argc, char** argv) {
   const std::map<std::string, void (*)()> groups = {
-      {"small", small}, {"self", self}, {"waves", waves}, {"large", large}, {"many", many},         {"pairs", pairs},       {"ties", ties},
+      {"small", small}, {"self", self}, {"waves", waves}, {"large", large}, {"many", many},         {"pairs", pairs},       {"ties", ties}, {"near_ties", near_ties},
       {"extremes", extremes}, {"not_finite", not_finite}, {"hints", hints}, {"arguments", arguments}, {"backward", backward}};
   for (int a = 1; a < argc; ++a) {
     const auto group = groups.find(argv[a]);
