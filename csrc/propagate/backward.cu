@@ -87,7 +87,7 @@ edges_kernel(Hidden<T> hidden, Edges<T> a, int64_t warp_entries, int lanes, T* _
   struct Entry {
     int lane, i, j, row_i, row_j;
   };
-  __shared__ Entry entries[kWarps][32];
+  GLOSS_SHARED(Entry, entries, [kWarps][32]);
   Entry* const mine = entries[threadIdx.x / 32];
   const int64_t begin = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * warp_entries, nnz = a.graph.crow[a.graph.n];
   const int64_t end = begin + warp_entries < a.capacity ? begin + warp_entries : a.capacity;

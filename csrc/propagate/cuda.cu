@@ -88,7 +88,7 @@ template <class T>
 __global__ void __launch_bounds__(kPanelThreads, 2)
 rest_kernel(Solver<T> s, int64_t num_classes, const uint8_t* __restrict__ fixed, const T* __restrict__ boundary,
             const T* __restrict__ prior, bool spreading, T* __restrict__ result, double* __restrict__ partials) {
-  __shared__ double space[kPanelThreads];
+  GLOSS_SHARED(double, space, [kPanelThreads]);
   const int64_t first = int64_t(blockIdx.y) * kMostColumns, n = s.hidden.n;
   const int width = num_classes - first < kMostColumns ? int(num_classes - first) : kMostColumns;
   const Place at(width);
@@ -130,7 +130,7 @@ template <class T>
 __global__ void __launch_bounds__(kPanelThreads)
 mean_kernel(Solver<T> s, int64_t num_classes, int ranges, const double* __restrict__ partials,
             double* __restrict__ mean) {
-  __shared__ double space[kPanelThreads];
+  GLOSS_SHARED(double, space, [kPanelThreads]);
   const int64_t first = int64_t(blockIdx.x) * kMostColumns;
   const int width = num_classes - first < kMostColumns ? int(num_classes - first) : kMostColumns;
   const Place at(width);
@@ -159,7 +159,7 @@ template <class T>
 __global__ void __launch_bounds__(kPanelThreads)
 check_kernel(Solver<T> s, int64_t num_classes, int64_t job, bool last, double tol, const T* __restrict__ result,
              const double* __restrict__ mean, int64_t* iterations, double* used_tol) {
-  __shared__ double space[kPanelThreads];
+  GLOSS_SHARED(double, space, [kPanelThreads]);
   if (!s.is(job, Phase::check_rows)) return;
   const int64_t rows = s.hidden.rows();
   double largest = 0;

@@ -49,7 +49,7 @@ template <class T, bool kResidual>
 __global__ void __launch_bounds__(kPanelThreads, 2) apply_kernel(Solver<T> s, Panel panel, int64_t job, bool last) {
   using Sum = std::conditional_t<kResidual, double, T>;
   constexpr int kSize = Pack<T>::kSize;
-  __shared__ double space[kPanelThreads * kSize];
+  GLOSS_SHARED(double, space, [kPanelThreads * kSize]);
   if (!(kResidual ? s.ends_round(job, last) : s.is(job, Phase::iterate))) return;
   const Place at(panel.lanes);
   const int width = panel.lanes * kSize, own = at.lane * kSize;
@@ -147,7 +147,7 @@ template <class T>
 __global__ void __launch_bounds__(kPanelThreads, 2)
 advance_kernel(Solver<T> s, Panel panel, int64_t job, int64_t slot) {
   constexpr int kSize = Pack<T>::kSize;
-  __shared__ double space[kPanelThreads * kSize];
+  GLOSS_SHARED(double, space, [kPanelThreads * kSize]);
   if (!s.is(job, Phase::iterate)) return;
   const Place at(panel.lanes);
   const int width = panel.lanes * kSize;

@@ -114,7 +114,7 @@ __device__ void decide(const Solver<T>& s, const Panel& panel, const double* spa
 template <class T, class Fill>
 __global__ void __launch_bounds__(kPanelThreads, 2)
 prepare_kernel(Solver<T> s, Panel panel, int64_t job, bool has_start, Fill fill) {
-  __shared__ double space[kPanelThreads];
+  GLOSS_SHARED(double, space, [kPanelThreads]);
   if (s.control->job != job) return;
   const int width = panel.lanes * Pack<T>::kSize;
   const Place at(width);

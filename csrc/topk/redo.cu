@@ -39,8 +39,9 @@ __global__ void __launch_bounds__(kThreads, 2) redo_kernel(Search<In> s) {
   GLOSS_DYNAMIC_SHARED(Key, best);  // [kGroup, kKeys], then the operands of a step
   double* const column_part = reinterpret_cast<double*>(best + kGroup * kKeys);  // [kColumns, kPadded]
   double* const row_part = column_part + kColumns * kPadded;                // [kColumns, kGroup]
-  __shared__ int counts[kGroup], positions[kGroup];
-  __shared__ Key bounds[kGroup];
+  GLOSS_SHARED(int, counts, [kGroup]);
+  GLOSS_SHARED(int, positions, [kGroup]);
+  GLOSS_SHARED(Key, bounds, [kGroup]);
   const int failed = *s.failed.count, parts = parts_of(failed), me = threadIdx.x, found = found_of(s);
   const int cols = s.queries.cols;
   for (int item = blockIdx.x; item < (failed + kGroup - 1) / kGroup * parts; item += gridDim.x) {
