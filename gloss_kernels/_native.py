@@ -57,6 +57,14 @@ def topk_statistics() -> dict[str, Any]:
     return dict(getattr(local, "statistics", {}))
 
 
+def capturing(x: Tensor) -> bool:
+    """Whether a CUDA graph is being captured where x lies: work is recorded, and nothing can be read."""
+    if x.device.type == "cuda":
+        with torch.cuda.device(x.device):
+            return torch.cuda.is_current_stream_capturing()
+    return emulated is not None and bool(emulated.is_capturing())
+
+
 def matrix(x: Tensor) -> Tensor:
     """x itself where its rows are contiguous (any row stride), else a copy."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
