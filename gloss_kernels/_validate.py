@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import _native
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -82,3 +85,16 @@ def choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
 def same_device(name: str, x: Tensor, other: Tensor) -> None:
     if x.device != other.device:
         raise ValueError(f"{name}: is on {x.device}, wants {other.device} as the other tensor")
+
+
+def holds(condition: Tensor, message: str) -> None:
+    """ValueError where a bool tensor [] is false.
+
+    On a GPU nothing waits for it, and a CUDA graph can be captured: false stops the device by an assertion, as an index
+    out of bounds in torch does, before a kernel of ours reads on. GLOSS_KERNELS_CHECK=1 waits and raises.
+    """
+    waits = condition.device.type == "cpu" or os.environ.get("GLOSS_KERNELS_CHECK") == "1"
+    if _native.capturing(condition) or not waits:
+        torch._assert_async(condition, message)
+    elif not bool(condition):
+        raise ValueError(message)

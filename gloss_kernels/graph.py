@@ -114,7 +114,7 @@ class SimilarityGraph(NamedTuple):
 
 
 def check_graph(name: str, graph: Any) -> SimilarityGraph:
-    """Raises where the arrays are not a CSR graph; reads them once."""
+    """Raises where the arrays are not a CSR graph; of arrays on a GPU see _validate.holds."""
     if not isinstance(graph, SimilarityGraph):
         raise TypeError(f"{name}: got {type(graph).__name__}, wants a SimilarityGraph (see SimilarityGraph.from_scipy)")
     crow, col, values, _ = graph
@@ -127,18 +127,25 @@ def check_graph(name: str, graph: Any) -> SimilarityGraph:
             raise ValueError(f"{name}.{part}: got {x.dtype} {tuple(x.shape)}, wants a vector of {wanted}")
     if len(crow) == 0 or len(col) != len(values):
         raise ValueError(f"{name}: crow_indices [n + 1], col_indices and values [nnz] do not fit together")
-    if int(crow[0]) != 0 or int(crow[-1]) != len(col) or bool((crow.diff() < 0).any()):
-        raise ValueError(f"{name}.crow_indices: wants numbers that rise from 0 to nnz = {len(col)}")
+    _validate.holds(
+        (crow[0] == 0) & (crow[-1] == len(col)) & (crow.diff() >= 0).all(),
+        f"{name}.crow_indices: wants numbers that rise from 0 to nnz = {len(col)}",
+    )
     if not len(col):
         return graph
-    if int(col.min()) < 0 or int(col.max()) >= len(crow) - 1:
-        raise ValueError(f"{name}.col_indices: holds a node outside 0..{len(crow) - 2}")
-    rises = col.diff() > 0
-    rises[crow[1:-1][(crow[1:-1] > 0) & (crow[1:-1] < len(col))] - 1] = True  # from one row to the next they may fall
-    if not bool(rises.all()):
-        raise ValueError(f"{name}.col_indices: a row's columns must rise, without repeats (SimilarityGraph.from_scipy)")
-    if not bool((torch.isfinite(values) & (values >= 0)).all()):
-        raise ValueError(f"{name}.values: holds a weight that is negative, NaN or Inf, wants weights >= 0")
+    _validate.holds(
+        (col.min() >= 0) & (col.max() < len(crow) - 1), f"{name}.col_indices: holds a node outside 0..{len(crow) - 2}"
+    )
+    starts = torch.zeros(len(col) + 1, dtype=torch.bool, device=col.device)  # of rows: there columns may fall
+    starts = starts.index_fill_(0, crow.clamp(0, len(col)), True)
+    _validate.holds(
+        ((col.diff() > 0) | starts[1:-1]).all(),
+        f"{name}.col_indices: a row's columns must rise, without repeats (SimilarityGraph.from_scipy)",
+    )
+    _validate.holds(
+        (torch.isfinite(values) & (values >= 0)).all(),
+        f"{name}.values: holds a weight that is negative, NaN or Inf, wants weights >= 0",
+    )
     return graph
 
 
@@ -208,7 +215,8 @@ def check_sigma(sigma: Any, n: int) -> float | Tensor:
         raise ValueError(f"sigma: got shape {tuple(sigma.shape)}, wants a number, a 0-dim tensor or [{n}]")
     if not sigma.is_floating_point():
         raise TypeError(f"sigma: got {sigma.dtype}, wants a floating dtype")
-    if not torch.compiler.is_compiling() and sigma.device.type == "cpu" and not bool((sigma > 0).all()):
+    reads = sigma.device.type == "cpu" and not torch.compiler.is_compiling() and not _native.capturing(sigma)
+    if reads and not bool((sigma > 0).all()):
         raise ValueError("sigma: holds a number that is not above 0")
     return sigma
 

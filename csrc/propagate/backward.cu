@@ -171,7 +171,7 @@ void propagate_backward(Csr graph, int64_t capacity, const T* values, int64_t nu
              queue.stream, solver, panel, job, false, Fill<T>{grad_result, num_classes});
       return false;
     };
-    run_jobs(solver, num_classes, queue, prepare, [&](const Panel& panel, int64_t number, int64_t job, bool) {
+    run_jobs(solver, num_classes, 1, queue, prepare, [&](const Panel& panel, int64_t number, int64_t job) {
       queue_take(solver, panel, job, nullptr, space.lam, num_classes,
                  number + 1 < panels ? After::next_panel : After::finish, iterations, nullptr, queue);
     });
