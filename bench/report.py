@@ -113,9 +113,9 @@ def with_isa(isa: str, n: int, budget: float) -> list[Row]:
 
 
 def worker(isa: str, n: int, budget: float) -> None:
-    from gloss_kernels import _native
+    from gloss_kernels import _library
 
-    if _native.core is None or _native.core.isa() != isa:
+    if _library.core is None or _library.core.isa() != isa:
         sys.exit(f"this machine or build has no {isa} kernels")
     keys = [Key("topk", "search", n, method) for method in ("gloss", "FAISS flat")]
     rows, _ = measure(keys, bench_topk.case, budget=budget, say=lambda line: None)

@@ -244,6 +244,16 @@ void bind_cuda(py::module_ m) {
 PYBIND11_MODULE(_C_emulated, m) {
   m.doc() = "The CUDA core of gloss_kernels on the CPU, for tests.";
   m.def("seed", [](unsigned seed) { emulator::seed() = seed; });  // of the order of blocks, warps and lanes; 0: in turn
+  // Capture of stream 0, the stream of CPU tensors; replay(first, last) runs a part of what was kept (emulator/capture.h).
+  m.def("begin_capture", [] { emulator::begin_capture(nullptr); });
+  m.def("end_capture", &emulator::end_capture);
+  m.def("is_capturing", [] { return emulator::capture.on; });
+  m.def("captured", [] { return emulator::capture.work.size(); });
+  m.def("replay", [](size_t first, size_t last) {
+    py::gil_scoped_release no_gil;
+    emulator::replay(first, last);
+  });
+  m.def("device_switches", [] { return emulator::device_switches; });  // calls of cudaSetDevice so far
   gloss::bindings::bind_cuda(m);
 }
 #endif

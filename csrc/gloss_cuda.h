@@ -64,7 +64,8 @@ void normalize_edges_backward(Csr graph, int64_t capacity, const T* values, Norm
 // ----------------------------------------------------------------------------------------- propagate
 // options.threads is not used. The iteration stops when every column has converged: the host looks at a flag that
 // arrives some iterations late, so it waits for the device now and then but never drains it. While the stream is being
-// captured into a graph no flag is read: max_iter iterations are queued, and those past convergence do nothing.
+// captured into a graph no flag is read: max_iter iterations of every attempt and panel are queued, and those past
+// convergence do nothing; the replay gives the bits of a plain call.
 // residual [num_classes], iterations, used_tol: on the device.
 template <class T>
 int64_t propagate_workspace(int64_t n, int64_t capacity, int64_t num_classes);

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _library, _settings
+
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -91,3 +93,16 @@ def choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
 def same_device(name: str, x: Tensor, other: Tensor) -> None:
     if x.device != other.device:
         raise ValueError(f"{name} must be on {other.device} as the other tensor, got {x.device}")
+
+
+def condition(holds: Tensor, message: str) -> None:
+    """ValueError where a bool tensor [] is false.
+
+    On a GPU nothing waits for it, and a CUDA graph can be captured: false stops the device by an assertion, as an index
+    out of bounds in torch does, before a kernel of ours reads on. GLOSS_KERNELS_CHECK=1 waits and raises.
+    """
+    waits = holds.device.type == "cpu" or _settings.CHECK
+    if _library.capturing(holds) or not waits:
+        torch._assert_async(holds, message)
+    elif not bool(holds):
+        raise ValueError(message)

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_pending: list[tuple[str, Tensor, torch.cuda.Event]] = []  # (what, failed in pinned memory, when it is there)
+from . import _library
+
+
+class _Answer(NamedTuple):
+    what: str
+    failed: Tensor  # bool [] in pinned memory
+    arrives: torch.cuda.Event
+
+
+_pending: list[_Answer] = []
+_lock = threading.Lock()  # of _pending: autograd runs the gradients of each device on a thread of its own
 
 
 def check(what: str, residual: Tensor, limit: Tensor) -> None:
-    """Warns if a residual [C] is above limit []. On a GPU the answer is read at a later call, once it has arrived."""
-    if residual.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    """Warns if a residual [C] is above limit []. On a GPU the answer is read at a later call, once it has arrived.
+
+    While a CUDA graph is captured nothing is computed: whoever replays it looks at ``Propagation.residual``.
+    """
+    if _library.capturing(residual):
         return
     failed = ~(residual <= limit).all()
     if residual.device.type != "cuda":
@@ -21,11 +36,16 @@ def check(what: str, residual: Tensor, limit: Tensor) -> None:
         return
     stream = torch.cuda.current_stream(residual.device)
     copy = failed.to("cpu", non_blocking=True)
-    _pending.append((what, copy, stream.record_event()))
-    while _pending and _pending[0][2].query():  # type: ignore[no-untyped-call]
-        earlier, failed, _ = _pending.pop(0)
-        if bool(failed):
-            _warn(earlier)
+    answer = _Answer(what, copy, stream.record_event())
+    arrived: list[_Answer] = []
+    waiting: list[_Answer] = []
+    with _lock:
+        for each in (*_pending, answer):
+            (arrived if each.arrives.query() else waiting).append(each)  # type: ignore[no-untyped-call]
+        _pending[:] = waiting
+    for each in arrived:
+        if bool(each.failed):
+            _warn(each.what)
 
 
 def _warn(what: str) -> None:  # no numbers in the text, so that Python shows it once

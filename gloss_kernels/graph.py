@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _backends, _checks, _ops, reference
+from . import _backends, _checks, _library, _ops, reference
 from ._math import compute_dtype
 from .topk import TopK, cosine_topk
 
@@ -115,7 +115,7 @@ class SimilarityGraph(NamedTuple):
 
 
 def check_graph(name: str, graph: Any) -> SimilarityGraph:
-    """Raises where the arrays are not a CSR graph; reads them once."""
+    """Raises where the arrays are not a CSR graph; of arrays on a GPU see _checks.condition."""
     if not isinstance(graph, SimilarityGraph):
         raise TypeError(
             f"{name} must be a SimilarityGraph (SimilarityGraph.from_scipy makes one), got {type(graph).__name__}"
@@ -133,21 +133,27 @@ def check_graph(name: str, graph: Any) -> SimilarityGraph:
             f"{name} must have crow_indices [n + 1], col_indices and values [nnz], got lengths {len(crow)}, {len(col)} "
             f"and {len(values)}"
         )
-    if int(crow[0]) != 0 or int(crow[-1]) != len(col) or bool((crow.diff() < 0).any()):
-        raise ValueError(f"{name}.crow_indices must rise from 0 to nnz = {len(col)}, got other numbers")
+    _checks.condition(
+        (crow[0] == 0) & (crow[-1] == len(col)) & (crow.diff() >= 0).all(),
+        f"{name}.crow_indices must rise from 0 to nnz = {len(col)}, got other numbers",
+    )
     if not len(col):
         return graph
-    if int(col.min()) < 0 or int(col.max()) >= len(crow) - 1:
-        raise ValueError(f"{name}.col_indices must be nodes in 0..{len(crow) - 2}, got one outside")
-    rises = col.diff() > 0
-    rises[crow[1:-1][(crow[1:-1] > 0) & (crow[1:-1] < len(col))] - 1] = True  # from one row to the next they may fall
-    if not bool(rises.all()):
-        raise ValueError(
-            f"{name}.col_indices must rise within a row, without repeats (SimilarityGraph.from_scipy sorts them), got "
-            "others"
-        )
-    if not bool((torch.isfinite(values) & (values >= 0)).all()):
-        raise ValueError(f"{name}.values must be finite weights >= 0, got one that is negative, NaN or Inf")
+    _checks.condition(
+        (col.min() >= 0) & (col.max() < len(crow) - 1),
+        f"{name}.col_indices must be nodes in 0..{len(crow) - 2}, got one outside",
+    )
+    starts = torch.zeros(len(col) + 1, dtype=torch.bool, device=col.device)  # of rows: there columns may fall
+    starts = starts.index_fill_(0, crow.clamp(0, len(col)), True)
+    _checks.condition(
+        ((col.diff() > 0) | starts[1:-1]).all(),
+        f"{name}.col_indices must rise within a row, without repeats (SimilarityGraph.from_scipy sorts them), got "
+        "others",
+    )
+    _checks.condition(
+        (torch.isfinite(values) & (values >= 0)).all(),
+        f"{name}.values must be finite weights >= 0, got one that is negative, NaN or Inf",
+    )
     return graph
 
 
@@ -215,7 +221,8 @@ def check_sigma(sigma: Any, n: int) -> float | Tensor:
         raise ValueError(f"sigma must be a number, a 0-dim tensor or [{n}], got shape {tuple(sigma.shape)}")
     if not sigma.is_floating_point():
         raise TypeError(f"sigma must have a floating dtype, got {sigma.dtype}")
-    if not torch.compiler.is_compiling() and sigma.device.type == "cpu" and not bool((sigma > 0).all()):
+    reads = sigma.device.type == "cpu" and not torch.compiler.is_compiling() and not _library.capturing(sigma)
+    if reads and not bool((sigma > 0).all()):
         raise ValueError("sigma must be above 0, got a number that is not")
     return sigma
 

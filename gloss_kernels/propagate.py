@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _backends, _checks, _ops
+from . import _backends, _checks, _library, _ops
 from ._backends.protocol import Edges
 from ._math import drop_vanishing, one_hot
 from ._options import PropagateOptions
@@ -78,8 +78,13 @@ def propagate_labels(
         of it each. A document that reaches no label has the prior and gradient zero; never NaN. Weights under 1e-32
         (float64: 1e-280) count as no edge.
 
+    With ``num_classes`` given nothing is read from a GPU, and backend="cuda" can be captured in a CUDA graph. That has
+    room for ``max_iter`` iterations of every attempt, so a ``max_iter`` near what is needed makes it short; a replay
+    does not warn, so look at ``residual``.
+
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: naming the argument. Of tensors on a GPU, numbers that are wrong (columns outside the
+            graph, negative weights) stop the device instead; GLOSS_KERNELS_CHECK=1 waits for it and raises.
     """
     check_graph("graph", graph)
     if not graph.symmetric:
@@ -88,6 +93,8 @@ def propagate_labels(
     _checks.integers("labels", labels, (n,))
     _checks.same_device("labels", labels, graph.values)
     if num_classes is None:
+        if _library.capturing(labels):
+            raise ValueError("num_classes must be given while a CUDA graph is captured, got None")
         num_classes = max(int(labels.max()) + 1 if n else 1, 1)
     _checks.whole_number("num_classes", num_classes, 1)
     check_labels("labels", labels, num_classes)
@@ -95,8 +102,7 @@ def propagate_labels(
     prior = _check_prior(prior, num_classes, graph.values)
     if initial is not None:
         _checks.tensor("initial", initial, (n, num_classes), None)
-        if not bool(torch.isfinite(initial).all()):
-            raise ValueError("initial must be finite, got NaN or Inf")
+        _checks.condition(torch.isfinite(initial).all(), "initial must be finite, got NaN or Inf")
     return solve(
         graph.crow_indices, graph.col_indices, graph.values, labels, num_classes, options, prior=prior, initial=initial,
         backend=_backends.resolve(backend, graph.values.device),
@@ -105,7 +111,7 @@ def propagate_labels(
 
 def check_labels(name: str, labels: Tensor, num_classes: int, ignored: int = -1) -> None:
     """Reads the labels, so only where that costs no synchronisation."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not len(labels):
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or _library.capturing(labels) or not len(labels):
         return
     wrong = ((labels < 0) | (labels >= num_classes)) & (labels != ignored)
     if bool(wrong.any()):
@@ -119,8 +125,8 @@ def _check_prior(prior: Tensor | None, num_classes: int, like: Tensor) -> Tensor
     if not isinstance(prior, Tensor) or tuple(prior.shape) != (num_classes,):
         got = tuple(prior.shape) if isinstance(prior, Tensor) else type(prior).__name__
         raise ValueError(f"prior must be a tensor of shape [{num_classes}], got {got}")
-    if not (bool((prior >= 0).all()) and abs(float(prior.sum()) - 1) <= 1e-3):
-        raise ValueError("prior must be numbers >= 0 that sum to 1, got others")
+    sums_to_1 = (prior.sum() - 1).abs() <= 1e-3
+    _checks.condition((prior >= 0).all() & sums_to_1, "prior must be numbers >= 0 that sum to 1, got others")
     return prior.detach().to(like)
 
 

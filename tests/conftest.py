@@ -16,7 +16,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from gloss_kernels._backends import library  # noqa: E402
+from gloss_kernels import _library as library  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # The kernels; each is compared with backend="reference". The CUDA kernels run on CPU tensors where their emulated build

@@ -10,7 +10,7 @@ from conftest import documents, labels_for
 from torch import Tensor
 
 from gloss_kernels import GLoss, cosine_topk, propagate_labels, similarity_graph, topk_statistics
-from gloss_kernels._backends import library
+from gloss_kernels import _library as library
 
 pytestmark = pytest.mark.skipif(
     not library.emulated, reason="no emulated build: GLOSS_KERNELS_EMULATOR=1 pip install ."

@@ -652,7 +652,7 @@ def test_without_faiss() -> None:
 )
 def test_auto(n: int, device: str, limit: int | None, kind: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(plan._native.core, "isa", lambda: "avx2")
+    monkeypatch.setattr(plan.library.core, "isa", lambda: "avx2")
     monkeypatch.setattr(plan, "has_gpu", lambda faiss: False)
     chosen, why = plan.choose(n, 384, torch.device(device), limit)
     assert chosen == kind and reason in why
@@ -661,12 +661,12 @@ def test_auto(n: int, device: str, limit: int | None, kind: str, reason: str, mo
 def test_auto_by_instruction_set_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     for isa in ("generic", "avx2", "avx512", "avx512bf16"):
-        monkeypatch.setattr(plan._native.core, "isa", lambda isa=isa: isa)
+        monkeypatch.setattr(plan.library.core, "isa", lambda isa=isa: isa)
         limit, where = plan.exact_rows(torch.device("cpu"))
         assert limit == plan.EXACT_ROWS[isa] and where == f" with {isa}"
         kinds = [plan.choose(n, 384, torch.device("cpu"), 1 << 40)[0] for n in (limit, limit + 1)]
         assert kinds == ["exact", "hnsw"]
-    monkeypatch.setattr(plan._native, "core", None)  # a source tree that was not built
+    monkeypatch.setattr(plan.library, "core", None)  # a source tree that was not built
     assert plan.exact_rows(torch.device("cpu")) == (plan.EXACT_ROWS["generic"], "")
     monkeypatch.setattr(plan, "has_gpu", lambda faiss: True)
     assert plan.choose(3_000_000, 384, torch.device("cuda"), None)[0] == "ivf_flat"

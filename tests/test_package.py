@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import gloss_kernels
+from gloss_kernels import _library as library
 from gloss_kernels import available_backends, cosine_topk
-from gloss_kernels._backends import library
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +53,7 @@ def test_every_instruction_set_gives_the_same_neighbours(isa: str) -> None:
         "import torch, gloss_kernels as gk; torch.manual_seed(0); x = torch.randn(700, 50);"
         "v, j = gk.cosine_topk(x, k=12); g = gk.similarity_graph(x, 12); i = torch.arange(700);"
         "p = gk.propagate_labels(g, torch.where(i % 3 == 0, i % 5, -1), 5).probabilities;"
-        "print(gk._backends.library.core.isa(), int((j * torch.arange(12)).sum()), round(float(p[:, 0].sum()), 2))"
+        "print(gk._library.core.isa(), int((j * torch.arange(12)).sum()), round(float(p[:, 0].sum()), 2))"
     )
     result = run(code, GLOSS_KERNELS_ISA=isa)
     assert result.returncode == 0, result.stderr

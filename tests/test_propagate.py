@@ -201,7 +201,8 @@ def test_same_bits_for_any_number_of_threads(backend: str) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            result = propagate_labels(graph._replace(values=values), labels, 20, normalization="published", backend=backend)
+            options = {"normalization": "published", "backend": backend}
+            result = propagate_labels(graph._replace(values=values), labels, 20, **options)
             (grad,) = torch.autograd.grad((result.probabilities**2).sum(), values)
             results.append((result.probabilities, grad))
     finally:
@@ -246,7 +247,7 @@ def test_bad_arguments_are_named() -> None:
         (ValueError, "^backend", lambda: propagate_labels(graph, labels, backend="gpu")),
         (ValueError, "col_indices", lambda: propagate_labels(shifted, labels)),
         (ValueError, "col_indices must rise", lambda: propagate_labels(unsorted, labels)),
-        (ValueError, "^initial must be finite, got NaN", lambda: propagate_labels(graph, labels, 2, initial=not_a_number)),
+        (ValueError, "^initial must be finite", lambda: propagate_labels(graph, labels, 2, initial=not_a_number)),
         (ValueError, "^prior must be", lambda: propagate_labels(graph, labels, 2, prior=torch.full((2,), torch.nan))),
         (TypeError, "^initial", lambda: propagate_labels(graph, labels, 2, initial=[1])),
         (ValueError, "values", lambda: propagate_labels(graph._replace(values=-graph.values), labels)),

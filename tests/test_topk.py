@@ -5,7 +5,7 @@ import torch
 from conftest import BACKENDS, DTYPES, assert_no_worse, documents, is_interpreted
 from torch import Tensor
 
-from gloss_kernels import cosine_topk, reference
+from gloss_kernels import cosine_topk, reference, topk_statistics
 from gloss_kernels._math import compute_dtype
 from gloss_kernels._ops.topk import cosine_topk_op
 
@@ -111,8 +111,8 @@ def test_near_duplicates_overflow_the_lists(dtype: torch.dtype, noise: float, ba
     queries = corpus[:80].contiguous()
     for k, exclude_self in ((12, True), (40, False)):
         values, indices = cosine_topk(queries, corpus, k=k, exclude_self=exclude_self, backend=backend)
-        if _native.topk_statistics():
-            assert _native.topk_statistics()["recomputed_rows"] > 0
+        if topk_statistics():
+            assert topk_statistics()["recomputed_rows"] > 0
         check_exact(values, indices, queries, corpus, exclude_self)
         if backend == "triton":  # its pass over the corpus orders by float32 products: the contract, not float64's bits
             continue
@@ -128,7 +128,7 @@ def test_thresholds_rise(backend: str) -> None:
     """Or else all rows overflow their lists, and are right but recomputed."""
     for x in (documents(3000, 40), documents(2000, 384, torch.float16)):
         cosine_topk(x, k=10, backend=backend)
-        facts = _native.topk_statistics()
+        facts = topk_statistics()
         assert facts["recomputed_rows"] == 0 and 10 * len(x) <= facts["candidates"] <= 20 * len(x), facts
 
 

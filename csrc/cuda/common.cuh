@@ -4,8 +4,11 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "gloss_cuda.h"
 
@@ -18,41 +21,63 @@ inline void check(cudaError_t status, const std::string& what) {
   throw std::runtime_error("CUDA: " + what + ": " + cudaGetErrorString(status));
 }
 
-// Makes `device` current for the life of the guard.
+// Makes `device` current for the life of the guard. Where it is current already nothing is set: cudaSetDevice makes a
+// context, some 500 MB, on the device that it names.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
+    changed_ = device != before_;
+    if (changed_) check(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
   }
-  ~DeviceGuard() { (void)cudaSetDevice(before_); }
+  ~DeviceGuard() {
+    if (changed_) (void)cudaSetDevice(before_);
+  }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
 // Dynamic shared memory as T*, aligned to 16 bytes.
+// GLOSS_SHARED(T, name, extents) is __shared__ T name extents; the emulator counts and poisons it.
 #if defined(GLOSS_EMULATE)
 #define GLOSS_DYNAMIC_SHARED(T, name) T* const name = reinterpret_cast<T*>(::emulator::block.shared)
+#define GLOSS_SHARED(T, name, ...) \
+  static T name __VA_ARGS__;       \
+  ::emulator::declare_shared(&name, sizeof(name))
 #else
 #define GLOSS_DYNAMIC_SHARED(T, name)                                \
   extern __shared__ __align__(16) unsigned char gloss_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(gloss_dynamic_shared)
+#define GLOSS_SHARED(T, name, ...) __shared__ T name __VA_ARGS__
 #endif
+
+// Opts `kernel` in to `bytes` of dynamic shared memory on the current device. Without that it gets 48 KB less what it
+// declares itself; with it nobody has to know how much that is. Never lowered, so that a thread with small shapes takes
+// nothing from another's launch; and remembered, so that a launch costs a look-up, not a call of the driver.
+inline void allow_shared(const void* kernel, size_t bytes) {
+  static std::mutex lock;
+  static std::map<std::pair<const void*, int>, size_t> allowed;
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  const std::lock_guard<std::mutex> locked(lock);
+  size_t& now = allowed[{kernel, device}];
+  if (bytes <= now) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+        std::to_string(bytes) + " bytes of shared memory");
+  now = bytes;
+}
 
 // kernel<<<grid, block, shared, stream>>>(arguments...), with errors as exceptions.
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, void* stream, A&&... arguments) {
-  if (shared > (48u << 10))
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
-          std::to_string(shared) + " bytes of shared memory");
+  if (shared > 0) allow_shared(reinterpret_cast<const void*>(kernel), shared);
 #if defined(GLOSS_EMULATE)
-  (void)stream;
-  ::emulator::last_error = ::emulator::launch_problem(reinterpret_cast<const void*>(kernel), grid, block, shared);
-  if (::emulator::last_error == cudaSuccess)
-    ::emulator::launch(grid, block, shared, [&] { kernel(static_cast<P>(arguments)...); });
+  ::emulator::launch(reinterpret_cast<const void*>(kernel), grid, block, shared, static_cast<cudaStream_t>(stream),
+                     [=] { kernel(static_cast<P>(arguments)...); });
 #else
   kernel<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(static_cast<P>(arguments)...);
 #endif

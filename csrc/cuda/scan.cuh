@@ -33,7 +33,7 @@ __device__ inline int64_t block_exclusive_scan(int64_t value, int64_t* partial, 
 
 template <class In>
 __global__ void __launch_bounds__(kScanThreads) scan_tiles_kernel(const In* __restrict__ in, int64_t n, int64_t* __restrict__ sums) {
-  __shared__ int64_t partial[33];
+  GLOSS_SHARED(int64_t, partial, [33]);
   int64_t sum = 0, total;
   for (int item = 0; item < kScanItems; ++item) {
     const int64_t at = int64_t(blockIdx.x) * kScanTile + item * kScanThreads + threadIdx.x;
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kScanThreads) scan_tiles_kernel(const In* __re
 }
 
 static __global__ void __launch_bounds__(kScanThreads) scan_sums_kernel(int64_t* __restrict__ sums, int64_t tiles, int64_t* __restrict__ total) {
-  __shared__ int64_t partial[33];
+  GLOSS_SHARED(int64_t, partial, [33]);
   int64_t before = 0;
   for (int64_t first = 0; first < tiles; first += kScanThreads) {
     const int64_t at = first + threadIdx.x;
@@ -59,7 +59,7 @@ static __global__ void __launch_bounds__(kScanThreads) scan_sums_kernel(int64_t*
 template <class In>
 __global__ void __launch_bounds__(kScanThreads)
 scan_apply_kernel(const In* __restrict__ in, int64_t n, const int64_t* __restrict__ sums, int64_t* __restrict__ out) {
-  __shared__ int64_t partial[33];
+  GLOSS_SHARED(int64_t, partial, [33]);
   const int64_t first = int64_t(blockIdx.x) * kScanTile + int64_t(threadIdx.x) * kScanItems;
   int64_t own[kScanItems], sum = 0, total;
   for (int item = 0; item < kScanItems; ++item) sum += own[item] = first + item < n ? int64_t(in[first + item]) : 0;

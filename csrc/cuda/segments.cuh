@@ -21,7 +21,7 @@ inline LongSegments take_long_segments(Workspace& memory, int64_t n) { return {m
 // Sorts the short rows, one warp each, and lists the others.
 static __global__ void __launch_bounds__(32 * kSortWarps)
 sort_short_kernel(int64_t n, const int64_t* __restrict__ start, Key* __restrict__ keys, LongSegments others) {
-  __shared__ Key sorted[kSortWarps][kShort];
+  GLOSS_SHARED(Key, sorted, [kSortWarps][kShort]);
   const int64_t row = int64_t(blockIdx.x) * kSortWarps + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (row >= n) return;

@@ -4,13 +4,15 @@
 // What shows up as an error or a wrong result that would be a race on a GPU:
 //   a missing __syncthreads      each warp runs ahead to its next barrier before another warp starts
 //   a missing wait for cp.async  the copy lands at the wait, not before (cuda/mma.cuh)
-//   shared memory never written  dynamic shared memory is filled with 0xff before every block (static __shared__ is not)
+//   shared memory never written  it is filled with 0xff before every block
+//   too much shared memory       static and dynamic together, against the default limit or the kernel's opt-in
+//   a host read while capturing  waiting for a captured stream fails, and its work has not run (capture.h)
 //   a barrier in a branch        an exception that names the block: threads that returned, lanes that never come
 //   order                        GLOSS_EMULATOR_SEED=n (or emulator::seed()) shuffles blocks, warps and lanes
 //
-// A kernel works on both if it is started with gloss::cuda::launch (cuda/common.cuh), takes dynamic shared memory by
-// GLOSS_DYNAMIC_SHARED(T, name), uses cuda/mma.cuh for tensor cores and asynchronous copies, lets no block wait for
-// another, and keeps to what the headers here offer.
+// A kernel works on both if it is started with gloss::cuda::launch, takes dynamic shared memory by
+// GLOSS_DYNAMIC_SHARED(T, name), declares static by GLOSS_SHARED(T, name, extents) (cuda/common.cuh), uses cuda/mma.cuh
+// for tensor cores and asynchronous copies, lets no block wait for another, and keeps to what the headers here offer.
 #pragma once
 #include "types.h"
 

@@ -19,7 +19,8 @@
 namespace emulator {
 
 constexpr size_t kStackBytes = 128 << 10;
-constexpr size_t kSharedBytes = 227 << 10;
+constexpr size_t kSharedBytes = 227 << 10;     // of a block at most, after an opt-in
+constexpr size_t kDefaultShared = 48 << 10;    // without
 
 enum class State : uint8_t { run, warp, block, done };
 
@@ -58,6 +59,9 @@ struct Block {
   std::function<void()> body;
   std::vector<char> shared_storage = std::vector<char>(kSharedBytes + 2048);
   char* shared = nullptr;
+  size_t dynamic_bytes = 0, static_bytes = 0;
+  size_t opted_in = 0;                     // dynamic bytes that the kernel asked for, 0: it did not
+  std::vector<const void*> static_shared;  // variables that this block has reached
   std::string error;
 };
 
@@ -100,6 +104,21 @@ inline void fail(const std::string& what) {
 [[noreturn]] inline void stop(const std::string& what) {
   fail(what + ", thread " + std::to_string(block.current));
   for (;;) wait(State::done);
+}
+
+// A kernel reaches the declaration of a variable in static shared memory: counted and filled once a block.
+inline void declare_shared(void* at, size_t bytes) {
+  for (const void* known : block.static_shared)
+    if (known == at) return;
+  block.static_shared.push_back(at);
+  block.static_bytes += bytes;
+  const size_t most = block.opted_in ? kSharedBytes - block.opted_in : kDefaultShared - block.dynamic_bytes;
+  if (block.static_bytes > most)
+    stop("invalid argument: the kernel declares " + std::to_string(block.static_bytes) +
+         " bytes of shared memory, and " +
+         (block.opted_in ? "opted in to " + std::to_string(block.opted_in) + " bytes"
+                         : "is launched with " + std::to_string(block.dynamic_bytes) + " bytes without an opt-in"));
+  std::memset(at, 0xff, bytes);
 }
 
 inline void entry() {
@@ -196,13 +215,15 @@ inline void run_block(std::mt19937& random) {
 }
 
 // Runs `body` once for every thread of the grid. An error inside throws.
-inline void launch(dim3 grid, dim3 size, size_t shared, std::function<void()> body) {
+inline void run_grid(dim3 grid, dim3 size, size_t shared, size_t opted_in, std::function<void()> body) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   block.grid = grid;
   block.size = size;
   block.threads = size.x * size.y * size.z;
   block.body = std::move(body);
+  block.dynamic_bytes = shared;
+  block.opted_in = opted_in;
   block.error.clear();
   if (block.fibers.size() < block.threads) block.fibers.resize(block.threads);
   block.shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(block.shared_storage.data()) + 1023) & ~uintptr_t(1023));
@@ -213,6 +234,8 @@ inline void launch(dim3 grid, dim3 size, size_t shared, std::function<void()> bo
   if (seed()) std::shuffle(order.begin(), order.end(), random);
   for (uint32_t at : order) {
     block.index = dim3(at % grid.x, at / grid.x % grid.y, at / (grid.x * grid.y));
+    block.static_shared.clear();
+    block.static_bytes = 0;
     std::memset(block.shared, 0xff, shared + 64);  // NaN, -1; and 64 bytes that nobody may write
     run_block(random);
     for (int i = 0; i < 64 && block.error.empty(); ++i)

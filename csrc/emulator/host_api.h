@@ -1,8 +1,10 @@
-// The part of the CUDA runtime that the host code calls: one device, work done when the call returns.
+// The part of the CUDA runtime that the host code calls: two devices that are one, work done when the call returns or
+// kept where its stream is captured.
 #pragma once
 #include <map>
 #include <utility>
 
+#include "capture.h"
 #include "fibers.h"
 
 enum cudaError_t : int {
@@ -11,12 +13,12 @@ enum cudaError_t : int {
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInsufficientDriver = 35,
   cudaErrorInvalidDevice = 101,
+  cudaErrorStreamCaptureUnsupported = 900,
 };
-struct CUstream_st;
 using cudaStream_t = CUstream_st*;
 using cudaEvent_t = int;
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
-enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
@@ -29,15 +31,37 @@ constexpr unsigned cudaHostAllocDefault = 0;
 
 namespace emulator {
 inline cudaError_t last_error = cudaSuccess;
-inline std::map<const void*, size_t> shared_limit;  // of kernels that asked for more than 48 KB
+inline int current_device = 0;
+inline int device_switches = 0;                       // calls of cudaSetDevice: each makes a context on a GPU
+inline std::map<const void*, size_t> shared_opted_in;  // dynamic bytes, by kernel
+
+inline size_t opted_in(const void* kernel) {
+  const auto found = shared_opted_in.find(kernel);
+  return found == shared_opted_in.end() ? 0 : found->second;
+}
 
 inline cudaError_t launch_problem(const void* kernel, dim3 grid, dim3 size, size_t shared) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     return cudaErrorInvalidConfiguration;
   const uint64_t threads = uint64_t(size.x) * size.y * size.z;
   if (threads == 0 || threads > 1024 || size.z > 64) return cudaErrorInvalidConfiguration;
-  const auto found = shared_limit.find(kernel);
-  return shared > (found == shared_limit.end() ? 48u << 10 : found->second) ? cudaErrorInvalidValue : cudaSuccess;
+  const size_t asked = opted_in(kernel);
+  return shared > (asked ? asked : kDefaultShared) ? cudaErrorInvalidValue : cudaSuccess;
+}
+
+// kernel<<<grid, size, shared, stream>>>; `body` is what one thread does. What the kernel declares in shared memory is
+// known once it runs (fibers.h: declare_shared), the rest is checked here.
+template <class Body>
+void launch(const void* kernel, dim3 grid, dim3 size, size_t shared, CUstream_st* stream, Body body) {
+  last_error = launch_problem(kernel, grid, size, shared);
+  if (last_error != cudaSuccess) return;
+  const size_t asked = opted_in(kernel);
+  submit(stream, [=] { run_grid(grid, size, shared, asked, body); });
+}
+
+// For calls that wait for the device or change its memory: an error while any stream is captured.
+inline cudaError_t unless_captured() {
+  return capture.on ? last_error = cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 }  // namespace emulator
 
@@ -47,12 +71,17 @@ inline const char* cudaGetErrorString(cudaError_t error) {
     case cudaSuccess: return "no error";
     case cudaErrorInvalidValue: return "invalid argument";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
     default: return "unknown error";
   }
 }
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
-inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = emulator::current_device, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) {
+  ++emulator::device_switches;
+  if (device < 0 || device > 1) return emulator::last_error = cudaErrorInvalidDevice;
+  return emulator::current_device = device, cudaSuccess;
+}
+inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 2, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = 4; break;
@@ -62,33 +91,26 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   }
   return cudaSuccess;
 }
-template <class... P>
-cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute, int bytes) {
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
   if (bytes < 0 || size_t(bytes) > emulator::kSharedBytes) return emulator::last_error = cudaErrorInvalidValue;
-  emulator::shared_limit[reinterpret_cast<const void*>(kernel)] = size_t(bytes);
+  emulator::shared_opted_in[kernel] = size_t(bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {
-  return std::memset(at, value, bytes), cudaSuccess;
+inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t stream) {
+  return emulator::submit(stream, [=] { std::memset(at, value, bytes); }), cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  return std::memcpy(to, from, bytes), cudaSuccess;
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  return emulator::submit(stream, [=] { std::memcpy(to, from, bytes); }), cudaSuccess;
 }
-inline cudaError_t cudaHostAlloc(void** at, size_t bytes, unsigned) { return *at = std::malloc(bytes), cudaSuccess; }
-inline cudaError_t cudaFreeHost(void* at) { return std::free(at), cudaSuccess; }
-inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  return *status = cudaStreamCaptureStatusNone, cudaSuccess;
+inline cudaError_t cudaHostAlloc(void** at, size_t bytes, unsigned) {
+  if (const cudaError_t error = emulator::unless_captured(); error != cudaSuccess) return error;
+  return *at = std::malloc(bytes), cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = emulator::is_captured(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return emulator::unless_captured(); }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = 1, cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaMallocHost(void** at, size_t bytes) { return *at = std::malloc(bytes), cudaSuccess; }
-template <class... P>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(P...), int threads, size_t shared) {
-  const size_t by_shared = shared ? emulator::kSharedBytes / shared : 32;
-  *blocks = threads > 0 && threads <= 1024 ? int(std::min(by_shared, size_t(2048 / threads))) : 0;
-  return cudaSuccess;
-}
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return emulator::unless_captured(); }

@@ -10,7 +10,7 @@
 #define __device__
 #define __host__
 #define __constant__ static const
-#define __shared__ static
+#define __shared__ GLOSS_SHARED_declares_shared_memory  // cuda/common.cuh: so that the emulator counts and poisons it
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)

@@ -87,7 +87,7 @@ Space carve(Workspace& memory, int64_t n, int64_t classes) {
 template <class T>
 __global__ void __launch_bounds__(kRowThreads)
 weights_kernel(cpu::DenseProblem<T> p, double smallest, Space s) {
-  __shared__ double partial[kRowThreads / 32];
+  GLOSS_SHARED(double, partial, [kRowThreads / 32]);
   const int64_t i = blockIdx.x;
   double sum = 0;
   for (int64_t j = threadIdx.x; j < p.n; j += blockDim.x) {
@@ -103,7 +103,7 @@ weights_kernel(cpu::DenseProblem<T> p, double smallest, Space s) {
 
 // s = d^-1/2 or 1 / (W d^-1/2). One block a row.
 __global__ void __launch_bounds__(kRowThreads) scale_kernel(int64_t n, bool published, Space s) {
-  __shared__ double partial[kRowThreads / 32];
+  GLOSS_SHARED(double, partial, [kRowThreads / 32]);
   const int64_t i = blockIdx.x;
   double sum = 0;
   if (published)
@@ -125,7 +125,7 @@ __device__ inline double edge_gradient(const Space& s, bool spreading, int64_t c
 // The gradient of s, and what it is to d (symmetric) or to W d^-1/2 (published). One block a row.
 __global__ void __launch_bounds__(kRowThreads)
 to_scale_kernel(int64_t n, int64_t classes, bool spreading, bool published, Space s) {
-  __shared__ double partial[kRowThreads / 32];
+  GLOSS_SHARED(double, partial, [kRowThreads / 32]);
   const int64_t i = blockIdx.x;
   double sum = 0;
   for (int64_t j = threadIdx.x; j < n; j += blockDim.x) {
@@ -139,7 +139,7 @@ to_scale_kernel(int64_t n, int64_t classes, bool spreading, bool published, Spac
 }
 
 __global__ void __launch_bounds__(kRowThreads) to_degree_kernel(int64_t n, Space s) {
-  __shared__ double partial[kRowThreads / 32];
+  GLOSS_SHARED(double, partial, [kRowThreads / 32]);
   const int64_t i = blockIdx.x;
   double sum = 0;
   for (int64_t j = threadIdx.x; j < n; j += blockDim.x) sum += s.weights[i * n + j] * s.to_inner[j];
@@ -157,7 +157,7 @@ template <class T>
 __global__ void __launch_bounds__(kRowThreads)
 edges_kernel(cpu::DenseProblem<T> p, bool spreading, bool normalized, Space s, T* __restrict__ grad_cosines,
              double* __restrict__ grad_inverse_sigma) {
-  __shared__ double partial[kRowThreads / 32];
+  GLOSS_SHARED(double, partial, [kRowThreads / 32]);
   const int64_t i = blockIdx.x;
   double to_sigma = 0;
   for (int64_t j = threadIdx.x; j < p.n; j += blockDim.x) {
@@ -182,8 +182,10 @@ __global__ void __launch_bounds__(kSolveThreads)
 solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, bool want_gradient, Space s,
              cpu::DenseResult<T> out) {
   GLOSS_DYNAMIC_SHARED(double, panel);
-  __shared__ double partial[kSolveThreads / 32];
-  __shared__ int reached[kMostRows], rows[kMostRows], position_of[kMostRows];
+  GLOSS_SHARED(double, partial, [kSolveThreads / 32]);
+  GLOSS_SHARED(int, reached, [kMostRows]);
+  GLOSS_SHARED(int, rows, [kMostRows]);
+  GLOSS_SHARED(int, position_of, [kMostRows]);
   const int n = int(p.n), classes = int(p.num_classes), me = threadIdx.x, threads = blockDim.x;
   const double prior = 1.0 / classes;
 

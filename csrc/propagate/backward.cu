@@ -87,7 +87,7 @@ edges_kernel(Hidden<T> hidden, Edges<T> a, int64_t warp_entries, int lanes, T* _
   struct Entry {
     int lane, i, j, row_i, row_j;
   };
-  __shared__ Entry entries[kWarps][32];
+  GLOSS_SHARED(Entry, entries, [kWarps][32]);
   Entry* const mine = entries[threadIdx.x / 32];
   const int64_t begin = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * warp_entries, nnz = a.graph.crow[a.graph.n];
   const int64_t end = begin + warp_entries < a.capacity ? begin + warp_entries : a.capacity;
@@ -171,7 +171,7 @@ void propagate_backward(Csr graph, int64_t capacity, const T* values, int64_t nu
              queue.stream, solver, panel, job, false, Fill<T>{grad_result, num_classes});
       return false;
     };
-    run_jobs(solver, num_classes, queue, prepare, [&](const Panel& panel, int64_t number, int64_t job, bool) {
+    run_jobs(solver, num_classes, 1, queue, prepare, [&](const Panel& panel, int64_t number, int64_t job) {
       queue_take(solver, panel, job, nullptr, space.lam, num_classes,
                  number + 1 < panels ? After::next_panel : After::finish, iterations, nullptr, queue);
     });

@@ -38,7 +38,7 @@ __device__ inline void fold(double* space, int count, int width) {
 
 // Whether all other blocks of the launch were here already; what they wrote before is then visible.
 __device__ inline bool is_last_block(unsigned* ticket) {
-  __shared__ bool last;
+  GLOSS_SHARED(bool, last);
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {

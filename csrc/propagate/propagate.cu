@@ -88,7 +88,7 @@ template <class T>
 __global__ void __launch_bounds__(kPanelThreads, 2)
 rest_kernel(Solver<T> s, int64_t num_classes, const uint8_t* __restrict__ fixed, const T* __restrict__ boundary,
             const T* __restrict__ prior, bool spreading, T* __restrict__ result, double* __restrict__ partials) {
-  __shared__ double space[kPanelThreads];
+  GLOSS_SHARED(double, space, [kPanelThreads]);
   const int64_t first = int64_t(blockIdx.y) * kMostColumns, n = s.hidden.n;
   const int width = num_classes - first < kMostColumns ? int(num_classes - first) : kMostColumns;
   const Place at(width);
@@ -130,7 +130,7 @@ template <class T>
 __global__ void __launch_bounds__(kPanelThreads)
 mean_kernel(Solver<T> s, int64_t num_classes, int ranges, const double* __restrict__ partials,
             double* __restrict__ mean) {
-  __shared__ double space[kPanelThreads];
+  GLOSS_SHARED(double, space, [kPanelThreads]);
   const int64_t first = int64_t(blockIdx.x) * kMostColumns;
   const int width = num_classes - first < kMostColumns ? int(num_classes - first) : kMostColumns;
   const Place at(width);
@@ -157,9 +157,9 @@ __device__ inline double lack_of(const T* __restrict__ row, int64_t num_classes)
 // The most that a row lacks; then the end of the attempt: a further one with a smaller tol, or what is to be returned.
 template <class T>
 __global__ void __launch_bounds__(kPanelThreads)
-check_kernel(Solver<T> s, int64_t num_classes, int64_t job, bool last, double tol, const T* __restrict__ result,
+check_kernel(Solver<T> s, int64_t num_classes, int64_t job, double tol, const T* __restrict__ result,
              const double* __restrict__ mean, int64_t* iterations, double* used_tol) {
-  __shared__ double space[kPanelThreads];
+  GLOSS_SHARED(double, space, [kPanelThreads]);
   if (!s.is(job, Phase::check_rows)) return;
   const int64_t rows = s.hidden.rows();
   double largest = 0;
@@ -189,10 +189,10 @@ check_kernel(Solver<T> s, int64_t num_classes, int64_t job, bool last, double to
   space[threadIdx.x] = sum;
   fold(space, kPanelThreads, 1);
   const bool completes = fabs(space[0] - 1) <= 1e-6;  // else the fixed rows are no classes of one label
-  const double allowed = fmax(10 * tol, 0.01), finest = 8 * precision(T(0));
+  const double allowed = fmax(10 * tol, 0.01), finest = finest_attempt<T>();
   const int64_t total = control.total + control.slowest;
   const bool lacking = completes && largest > allowed;
-  const bool again = lacking && control.tol > finest && total < s.max_iter && !last;
+  const bool again = lacking && control.tol > finest && total < s.max_iter;
   if (lacking && !again)
     for (int64_t c = threadIdx.x; c < num_classes; c += kPanelThreads) s.residual[c] = fmax(s.residual[c], largest);
   __syncthreads();  // all have read control
@@ -200,7 +200,7 @@ check_kernel(Solver<T> s, int64_t num_classes, int64_t job, bool last, double to
   control.total = total;
   control.slowest = 0;
   if (again) {
-    set_tol<T>(control, fmax(control.tol * 1e-2, finest));
+    set_tol<T>(control, next_tol(control.tol, finest));
     ++control.job;
     return;
   }
@@ -277,11 +277,12 @@ void propagate(Csr graph, int64_t capacity, const T* values, int64_t num_classes
     return has_start;
   };
   const unsigned row_blocks = panel_blocks(graph.n, 32, 4);
-  run_jobs(solver, num_classes, queue, prepare, [&](const Panel& panel, int64_t number, int64_t job, bool last) {
+  const int64_t attempts = completes ? most_attempts<T>(options.tol) : 1;
+  run_jobs(solver, num_classes, attempts, queue, prepare, [&](const Panel& panel, int64_t number, int64_t job) {
     const After after = number + 1 < panels ? After::next_panel : completes ? After::check_rows : After::finish;
     queue_take(solver, panel, job, solver.hidden.node, result, num_classes, after, iterations, used_tol, queue);
     if (after == After::check_rows)
-      launch(check_kernel<T>, row_blocks, kPanelThreads, 0, queue.stream, solver, num_classes, job, last, options.tol,
+      launch(check_kernel<T>, row_blocks, kPanelThreads, 0, queue.stream, solver, num_classes, job, options.tol,
              result, space.mean, iterations, used_tol);
   });
   if (completes)

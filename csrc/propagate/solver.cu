@@ -46,11 +46,11 @@ __device__ inline void add_neighbors(const Edge<T>* __restrict__ edges, int begi
 
 // multiply: q = p - B p and p . q. residual: r = b - (x - B x), summed in double, and |r|^2; p = r and e = 0.
 template <class T, bool kResidual>
-__global__ void __launch_bounds__(kPanelThreads, 2) apply_kernel(Solver<T> s, Panel panel, int64_t job, bool last) {
+__global__ void __launch_bounds__(kPanelThreads, 2) apply_kernel(Solver<T> s, Panel panel, int64_t job) {
   using Sum = std::conditional_t<kResidual, double, T>;
   constexpr int kSize = Pack<T>::kSize;
-  __shared__ double space[kPanelThreads * kSize];
-  if (!(kResidual ? s.ends_round(job, last) : s.is(job, Phase::iterate))) return;
+  GLOSS_SHARED(double, space, [kPanelThreads * kSize]);
+  if (!s.is(job, kResidual ? Phase::end_round : Phase::iterate)) return;
   const Place at(panel.lanes);
   const int width = panel.lanes * kSize, own = at.lane * kSize;
   bool wanted = at.valid;
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kPanelThreads, 2) apply_kernel(Solver<T> s, Pa
     for (int v = 0; v < kSize; ++v) space[at.group * width + own + v] = dots[v];
   if (!column_sums(space, at.groups, width, s.partials, &s.control->ticket)) return;
   if constexpr (kResidual) {
-    decide(s, panel, space, last);
+    decide(s, panel, space);
   } else if (const int c = int(threadIdx.x); c < width) {
     // p.Ap below the rounding of r.r: a direction that the system cannot tell from a null vector. The column stays
     // where it is, and its residual says so.
@@ -147,7 +147,7 @@ template <class T>
 __global__ void __launch_bounds__(kPanelThreads, 2)
 advance_kernel(Solver<T> s, Panel panel, int64_t job, int64_t slot) {
   constexpr int kSize = Pack<T>::kSize;
-  __shared__ double space[kPanelThreads * kSize];
+  GLOSS_SHARED(double, space, [kPanelThreads * kSize]);
   if (!s.is(job, Phase::iterate)) return;
   const Place at(panel.lanes);
   const int width = panel.lanes * kSize;
@@ -218,8 +218,8 @@ __global__ void __launch_bounds__(kPanelThreads, 2) turn_kernel(Solver<T> s, Pan
 
 // x += e at the end of a round; 0 in a column with b = 0.
 template <class T>
-__global__ void __launch_bounds__(kPanelThreads, 2) add_kernel(Solver<T> s, Panel panel, int64_t job, bool last) {
-  if (!s.ends_round(job, last)) return;
+__global__ void __launch_bounds__(kPanelThreads, 2) add_kernel(Solver<T> s, Panel panel, int64_t job) {
+  if (!s.is(job, Phase::end_round)) return;
   const Place at(panel.lanes);
   const auto rows = unsigned(s.hidden.rows());
   if (!at.valid) return;
@@ -274,19 +274,18 @@ void start_solver(const Solver<T>& solver, double tol, const double* tol_pointer
 }
 
 template <class T>
-void queue_round(const Solver<T>& solver, const Panel& panel, int64_t job, int count, int64_t& slot, bool last,
-                 Queue queue) {
+void queue_round(const Solver<T>& solver, const Panel& panel, int64_t job, int count, int64_t& slot, Queue queue) {
   const auto queue_one = [&](int at_once, auto kernel, auto... arguments) {
     launch(kernel, panel_blocks(solver.hidden.n, panel.lanes, at_once), kPanelThreads, 0, queue.stream, solver, panel,
            job, arguments...);
   };
   for (int i = 0; i < count; ++i, ++slot) {
-    queue_one(2, apply_kernel<T, false>, false);
+    queue_one(2, apply_kernel<T, false>);
     queue_one(2, advance_kernel<T>, slot);
     queue_one(3, turn_kernel<T>, slot);
   }
-  queue_one(3, add_kernel<T>, last);
-  queue_one(2, apply_kernel<T, true>, last);
+  queue_one(3, add_kernel<T>);
+  queue_one(2, apply_kernel<T, true>);
 }
 
 template <class T>
@@ -298,7 +297,7 @@ void queue_take(const Solver<T>& solver, const Panel& panel, int64_t job, const 
 
 #define GLOSS_INSTANTIATE(T)                                                                                     \
   template void start_solver<T>(const Solver<T>&, double, const double*, double, int64_t*, double*, Queue);      \
-  template void queue_round<T>(const Solver<T>&, const Panel&, int64_t, int, int64_t&, bool, Queue);             \
+  template void queue_round<T>(const Solver<T>&, const Panel&, int64_t, int, int64_t&, Queue);                   \
   template void queue_take<T>(const Solver<T>&, const Panel&, int64_t, const int*, T*, int64_t, After, int64_t*, \
                               double*, Queue);
 GLOSS_INSTANTIATE(float)

@@ -26,6 +26,7 @@ struct Panel {
 
 enum class Phase : int { iterate, end_round, solved, check_rows };
 constexpr int64_t kAllDone = int64_t(1) << 62;  // as job
+constexpr int kRounds = 3;                      // of correction, at most, of a panel
 
 struct Control {
   double tol, target;  // of the residual; of a round's own recurrence, a little lower
@@ -54,9 +55,6 @@ struct Solver {
   double* residual;  // [num_classes], output
 
   __device__ bool is(int64_t job, Phase phase) const { return control->job == job && control->phase == phase; }
-  __device__ bool ends_round(int64_t job, bool last) const {
-    return is(job, Phase::end_round) || (last && is(job, Phase::iterate));
-  }
 };
 
 __host__ __device__ inline double precision(float) { return 1.1920928955078125e-07; }
@@ -89,8 +87,7 @@ void start_solver(const Solver<T>& solver, double tol, const double* tol_pointer
 
 // In the last block, with the residual's squared norms in `space`: which columns go on, or that the panel is solved.
 template <class T>
-__device__ void decide(const Solver<T>& s, const Panel& panel, const double* space, bool last) {
-  constexpr int kRounds = 3;
+__device__ void decide(const Solver<T>& s, const Panel& panel, const double* space) {
   const int c = int(threadIdx.x);
   Control& control = *s.control;
   bool wanted = false;
@@ -103,7 +100,7 @@ __device__ void decide(const Solver<T>& s, const Panel& panel, const double* spa
   }
   const bool any = __syncthreads_or(wanted);
   if (threadIdx.x != 0) return;
-  if (!any || last || control.round == kRounds || control.iterations >= s.max_iter - control.total)
+  if (!any || control.round == kRounds || control.iterations >= s.max_iter - control.total)
     control.phase = Phase::solved;
   else control.phase = Phase::iterate, ++control.round;
 }
@@ -114,7 +111,7 @@ __device__ void decide(const Solver<T>& s, const Panel& panel, const double* spa
 template <class T, class Fill>
 __global__ void __launch_bounds__(kPanelThreads, 2)
 prepare_kernel(Solver<T> s, Panel panel, int64_t job, bool has_start, Fill fill) {
-  __shared__ double space[kPanelThreads];
+  GLOSS_SHARED(double, space, [kPanelThreads]);
   if (s.control->job != job) return;
   const int width = panel.lanes * Pack<T>::kSize;
   const Place at(width);
@@ -143,13 +140,12 @@ prepare_kernel(Solver<T> s, Panel panel, int64_t job, bool has_start, Fill fill)
   if (!column_sums(space, at.groups, width, s.partials, &s.control->ticket)) return;
   if (int(threadIdx.x) < width) s.norm[threadIdx.x] = sqrt(space[threadIdx.x]);
   if (threadIdx.x == 0) s.control->iterations = 0, s.control->round = 0, s.control->phase = Phase::end_round;
-  if (!has_start) decide(s, panel, space, false);  // x = 0: the residual is b
+  if (!has_start) decide(s, panel, space);  // x = 0: the residual is b
 }
 
-// Queues `count` iterations and what ends a round. `slot` numbers the iterations of a call; `last`: no round follows.
+// Queues `count` iterations and what ends a round. `slot` numbers the iterations of a call.
 template <class T>
-void queue_round(const Solver<T>& solver, const Panel& panel, int64_t job, int count, int64_t& slot, bool last,
-                 Queue queue);
+void queue_round(const Solver<T>& solver, const Panel& panel, int64_t job, int count, int64_t& slot, Queue queue);
 
 enum class After { next_panel, finish, check_rows };
 // out[node[row], first + c] = scale x, once the panel is solved; without node by the system's own rows. Then `after`.
@@ -157,31 +153,49 @@ template <class T>
 void queue_take(const Solver<T>& solver, const Panel& panel, int64_t job, const int* node, T* out, int64_t stride,
                 After after, int64_t* iterations, double* used_tol, Queue queue);
 
-// Runs the jobs. prepare(panel, job): launches prepare_kernel, tells whether there is a start. finish(panel, number of
-// the panel, job, last): takes the solution and moves on to the next job, with `last` to the next panel or the end.
-// While the stream is captured, nothing is read: a job gets max_iter iterations.
+// A further attempt has a hundredth of the tol, down to this; a smaller one T cannot tell from it.
+template <class T>
+__host__ __device__ inline double finest_attempt() {
+  return 8 * precision(T(0));
+}
+__host__ __device__ inline double next_tol(double tol, double finest) {
+  return tol * 1e-2 > finest ? tol * 1e-2 : finest;
+}
+template <class T>
+int64_t most_attempts(double tol) {
+  int64_t attempts = 1;
+  for (; tol > finest_attempt<T>(); ++attempts) tol = next_tol(tol, finest_attempt<T>());
+  return attempts;
+}
+
+// Runs the jobs, panel by panel, of at most `attempts` attempts. prepare(panel, job): launches prepare_kernel, tells
+// whether there is a start. finish(panel, number of the panel, job): takes the solution and moves on to the next job.
+//
+// While the stream is captured nothing can be read, so all that the device might want is queued: every job of every
+// attempt, each with max_iter iterations and, since a round that ends within a batch leaves the rest of it idle, a
+// batch more a round. About 3.5 max_iter launches a job; those past convergence return at once.
 template <class T, class Prepare, class Finish>
-void run_jobs(const Solver<T>& solver, int64_t num_classes, Queue queue, const Prepare& prepare, const Finish& finish) {
+void run_jobs(const Solver<T>& solver, int64_t num_classes, int64_t attempts, Queue queue, const Prepare& prepare,
+              const Finish& finish) {
   constexpr int kBatch = 8;
   const auto stream = static_cast<cudaStream_t>(queue.stream);
   const int64_t n = solver.hidden.n, panels = num_panels<T>(n, num_classes);
   int64_t slot = 0;
-  const auto round = [&](int64_t job, int count, bool last) {
+  const auto round = [&](int64_t job, int count) {
     const Panel panel = panel_of<T>(n, num_classes, job % panels);
-    queue_round(solver, panel, job, count, slot, last, queue);
-    finish(panel, job % panels, job, last);
+    queue_round(solver, panel, job, count, slot, queue);
+    finish(panel, job % panels, job);
   };
   const auto begin = [&](int64_t job) {
-    if (prepare(panel_of<T>(n, num_classes, job % panels), job)) round(job, 0, false);  // measures the start
+    if (prepare(panel_of<T>(n, num_classes, job % panels), job)) round(job, 0);  // measures the start
   };
 
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream, &capture), "cudaStreamIsCapturing");
   if (capture != cudaStreamCaptureStatusNone) {
-    for (int64_t job = 0; job < panels; ++job) {
+    for (int64_t job = 0; job < attempts * panels; ++job) {
       begin(job);
-      for (int64_t left = solver.max_iter; left > 0; left -= kBatch)
-        round(job, int(left < kBatch ? left : kBatch), left <= kBatch);
+      for (int64_t batch = 0; batch < solver.max_iter / kBatch + kRounds; ++batch) round(job, kBatch);
     }
     return;
   }
@@ -189,7 +203,7 @@ void run_jobs(const Solver<T>& solver, int64_t num_classes, Queue queue, const P
   for (int64_t job = 0, begun = -1; job < kAllDone;) {
     if (job != begun) begin(job);
     begun = job;
-    round(job, kBatch, false);
+    round(job, kBatch);
     job = mailbox.pending() ? mailbox.receive() : job;  // of the batch before
     if (job < kAllDone) mailbox.send(&solver.control->job);
   }

@@ -38,7 +38,8 @@ template <class In, class T>
 __global__ void __launch_bounds__(kTileThreads)
 scores_kernel(Rows<In> queries, Rows<In> corpus, const double* __restrict__ query_norms,
               const double* __restrict__ corpus_norms, int64_t begin, int64_t end, T* __restrict__ scores) {
-  __shared__ double row_part[kColumns][kTile + 1], column_part[kColumns][kTile + 1];
+  GLOSS_SHARED(double, row_part, [kColumns][kTile + 1]);
+  GLOSS_SHARED(double, column_part, [kColumns][kTile + 1]);
   const int64_t first_row = begin + int64_t(blockIdx.y) * kTile, first_column = int64_t(blockIdx.x) * kTile;
   const int me = threadIdx.x, x = me % 16, y = me / 16;
   double sums[4][4] = {};
@@ -94,9 +95,10 @@ struct Choice {
 template <class T>
 __device__ void select_row(const T* scores, int64_t n, int64_t excluded, int64_t k, Choice<T>* chosen, T* values,
                            int64_t* indices, bool is_nan) {
-  __shared__ int histogram[256];
-  __shared__ Bits<T> prefix;
-  __shared__ int64_t wanted, partial[33];
+  GLOSS_SHARED(int, histogram, [256]);
+  GLOSS_SHARED(Bits<T>, prefix);
+  GLOSS_SHARED(int64_t, wanted);
+  GLOSS_SHARED(int64_t, partial, [33]);
   const int me = threadIdx.x, threads = blockDim.x;
   if (me == 0) prefix = 0, wanted = k;
   for (int shift = int(sizeof(T)) * 8 - 8; shift >= 0; shift -= 8) {

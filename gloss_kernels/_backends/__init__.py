@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import _checks, _settings
-from . import library, native, reference
+from .. import _checks, _library, _settings
+from . import native, reference
 from .protocol import Backend, Kernels
 
 KERNELS = ("cpu", "cuda", "triton", "reference")
@@ -103,10 +103,10 @@ def _takes(backend: str) -> list[str]:
     if backend == "reference":
         return ["any"]
     if backend == "cpu":
-        return ["cpu"] if library.core is not None else []
+        return ["cpu"] if _library.core is not None else []
     gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
     if backend == "cuda":
-        return ["cuda"] * (gpu and bool(library.cuda_architectures)) + ["cpu"] * (library.emulated is not None)
+        return ["cuda"] * (gpu and bool(_library.cuda_architectures)) + ["cpu"] * (_library.emulated is not None)
     if _triton_problem():
         return []
     return ["cpu"] if _triton().INTERPRETED else ["cuda"] if gpu else []
@@ -131,21 +131,21 @@ def _triton_problem() -> str:
 
 
 def _cpu_status() -> BackendStatus:
-    if library.core is None:
-        return BackendStatus(False, library.missing)
+    if _library.core is None:
+        return BackendStatus(False, _library.missing)
     try:
-        isa = library.core.isa()
+        isa = _library.core.isa()
     except ValueError as error:  # GLOSS_KERNELS_ISA names a set that is unknown or cannot run here
         return BackendStatus(False, str(error))
     return BackendStatus(True, f"C++ core, {isa} kernels, {torch.get_num_threads()} threads")
 
 
 def _cuda_status() -> BackendStatus:
-    if library.core is None:
-        return BackendStatus(False, library.missing)
-    emulated = "; emulated on the CPU, for tests" if library.emulated else ""
-    built = library.cuda_architectures
-    problem = library.core.cuda.problem() if built else ""
+    if _library.core is None:
+        return BackendStatus(False, _library.missing)
+    emulated = "; emulated on the CPU, for tests" if _library.emulated else ""
+    built = _library.cuda_architectures
+    problem = _library.core.cuda.problem() if built else ""
     if not built:
         detail = "this build has no CUDA core (nvcc was not found, or GLOSS_KERNELS_CUDA=0)"
     elif problem:
@@ -159,7 +159,7 @@ def _cuda_status() -> BackendStatus:
             )
             return BackendStatus(False, detail)
         return BackendStatus(True, f"built for {built}{measured}{emulated}")
-    return BackendStatus(bool(library.emulated), detail + emulated)
+    return BackendStatus(bool(_library.emulated), detail + emulated)
 
 
 def _triton_status() -> BackendStatus:

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _progress, _settings
+from .. import _library, _progress, _settings
 from .._math import compute_dtype
-from . import library
 from .protocol import Batch, BatchLoss, Combination, Edges, Search, SearchGradient, Solution, Structure, System
 
 
@@ -26,9 +25,9 @@ class _Call:
     def __init__(self, side: str, x: Tensor) -> None:
         self.device = x.device
         if side == "cpu":
-            self.core, self.tail = library.core.cpu, {"threads": torch.get_num_threads()}
+            self.core, self.tail = _library.core.cpu, {"threads": torch.get_num_threads()}
         elif x.device.type == "cpu":
-            self.core, self.tail = library.emulated, {"device": 0, "stream": 0}
+            self.core, self.tail = _library.emulated, {"device": 0, "stream": 0}
         else:
             capability = torch.cuda.get_device_capability(x.device)
             if capability < (8, 0):
@@ -39,7 +38,7 @@ class _Call:
                 )
             index = torch.cuda.current_device() if x.device.index is None else x.device.index
             stream = torch.cuda.current_stream(x.device).cuda_stream
-            self.core, self.tail = library.core.cuda, {"device": index, "stream": stream}
+            self.core, self.tail = _library.core.cuda, {"device": index, "stream": stream}
 
     def empty(self, shape: Any, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
@@ -86,14 +85,14 @@ class Native:
     # -------------------------------------------------------------------------------------------- topk
     def cosine_topk(self, search: Search) -> tuple[Tensor, Tensor]:
         call = _Call(self.side, search.queries)
-        queries = library.rows(search.queries)
-        corpus = queries if search.corpus is None else library.rows(search.corpus)
+        queries = _library.rows(search.queries)
+        corpus = queries if search.corpus is None else _library.rows(search.corpus)
         hint = None if search.hint is None else search.hint.contiguous()
         values = call.empty((len(queries), search.k), compute_dtype(queries))
         indices = call.empty(values.shape, torch.int64)
         size = {
-            "queries": library.view(queries),
-            "corpus": library.view(corpus),
+            "queries": _library.view(queries),
+            "corpus": _library.view(corpus),
             "k": search.k,
             "exclude_self": search.exclude_self,
             "hint_k": 0 if hint is None else hint.shape[1],
@@ -105,7 +104,7 @@ class Native:
             return values, indices
         status = call.empty(4, torch.int64)
         call.run("cosine_topk", size, **arguments, status=status)
-        if queries.device.type == "cpu" or _settings.CHECK:
+        if (queries.device.type == "cpu" or _settings.CHECK) and not _library.capturing(queries):
             *bad_rows, candidates, recomputed_rows = status.tolist()
             _progress.set_statistics(
                 {
@@ -122,9 +121,9 @@ class Native:
 
     def cosine_topk_backward(self, gradient: SearchGradient) -> tuple[Tensor, Tensor]:
         call = _Call(self.side, gradient.queries)
-        queries = library.rows(gradient.queries)
+        queries = _library.rows(gradient.queries)
         itself = gradient.corpus is None
-        corpus = queries if gradient.corpus is None else library.rows(gradient.corpus)
+        corpus = queries if gradient.corpus is None else _library.rows(gradient.corpus)
         dtype = compute_dtype(queries)
         grad_queries = call.empty(queries.shape if gradient.need_queries else (0,), dtype)
         grad_corpus = call.empty(corpus.shape if gradient.need_corpus and not itself else (0,), dtype)
@@ -132,8 +131,8 @@ class Native:
         call.run(
             "cosine_topk_backward",
             {
-                "queries": library.view(queries),
-                "corpus": library.view(corpus),
+                "queries": _library.view(queries),
+                "corpus": _library.view(corpus),
                 "k": gradient.indices.shape[1],
                 "is_double": dtype == torch.float64,
             },
@@ -160,7 +159,7 @@ class Native:
         call = _Call(self.side, weights)
         values = call.empty(nnz, weights.dtype)
         call.run(
-            "combine_edges", {"nnz": nnz, "is_double": library.is_double(weights)}, forward=combination.forward,
+            "combine_edges", {"nnz": nnz, "is_double": _library.is_double(weights)}, forward=combination.forward,
             reverse=combination.reverse, symmetrize=combination.symmetrize, weights=weights, values=values,
         )  # fmt: skip
         return values
@@ -170,7 +169,7 @@ class Native:
         call = _Call(self.side, weights)
         grad_weights = torch.empty_like(weights)
         call.run(
-            "combine_edges_backward", {"nnz": nnz, "is_double": library.is_double(weights)},
+            "combine_edges_backward", {"nnz": nnz, "is_double": _library.is_double(weights)},
             num_weights=weights.numel(), forward=combination.forward, reverse=combination.reverse,
             symmetrize=combination.symmetrize, weights=weights, grad_values=grad_values.contiguous(),
             grad_weights=grad_weights,
@@ -268,7 +267,7 @@ def _size(edges: Edges) -> dict[str, Any]:
     return {
         "n": len(edges.crow) - 1,
         "capacity": len(edges.values),
-        "is_double": library.is_double(edges.values),
+        "is_double": _library.is_double(edges.values),
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gloss_kernels._backends import library
+from gloss_kernels import _library as library
 
 from .structures import has_gpu, load_faiss
 

@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "cuda_runtime.h"
 #include "gloss.h"
 #include "gloss_cuda.h"
-#include "propagate_capture.h"
 
 using namespace gloss;
 
@@ -21,6 +21,7 @@ namespace {
 
 const cuda::Queue kQueue{0, nullptr};
 std::string where;
+bool is_captured = false;  // calls of propagate are captured and replayed
 
 void expect(bool good, const std::string& what) {
   if (good) return;
@@ -91,7 +92,7 @@ struct Structure {
 
 template <class Call>
 Structure structure(int64_t n, int64_t k, Symmetrize mode, const Call& call) {
-  const size_t capacity = size_t(n * k * (mode == Symmetrize::none || mode == Symmetrize::min ? 1 : 2));
+  const size_t capacity = size_t(n * k * (mode == Symmetrize::none || mode == Symmetrize::smaller ? 1 : 2));
   Structure out{poisoned<int64_t>(size_t(n + 1)), poisoned<int64_t>(capacity), poisoned<int64_t>(capacity),
                 poisoned<int64_t>(capacity)};
   call(out);
@@ -99,14 +100,15 @@ Structure structure(int64_t n, int64_t k, Symmetrize mode, const Call& call) {
 }
 Structure cpu_structure(const std::vector<int64_t>& indices, int64_t n, int64_t k, Symmetrize mode) {
   return structure(n, k, mode, [&](Structure& s) {
-    cpu::knn_structure(indices.data(), n, k, mode, s.crow.data(), s.col.data(), s.forward.data(), s.reverse.data(), 1);
+    cpu::knn_structure(indices.data(), n, k, mode, int64_t(s.col.size()), s.crow.data(), s.col.data(), s.forward.data(),
+                       s.reverse.data(), 1);
   });
 }
 Structure cuda_structure(const std::vector<int64_t>& indices, int64_t n, int64_t k, Symmetrize mode) {
   return structure(n, k, mode, [&](Structure& s) {
-    Scratch scratch(cuda::knn_structure_workspace(n, k, mode));
-    cuda::knn_structure(indices.data(), n, k, mode, s.crow.data(), s.col.data(), s.forward.data(), s.reverse.data(),
-                        scratch.get(), kQueue);
+    Scratch scratch(cuda::knn_structure_workspace(n, k));
+    cuda::knn_structure(indices.data(), n, k, mode, int64_t(s.col.size()), s.crow.data(), s.col.data(), s.forward.data(),
+                        s.reverse.data(), scratch.get(), kQueue);
   });
 }
 
@@ -158,7 +160,7 @@ void graph_structure() {
   const int64_t shapes[][2] = {{1, 0}, {2, 1}, {3, 2}, {40, 5}, {33, 32}, {300, 7}, {500, 3}};
   for (const auto& [n, k] : shapes)
     for (bool hub : {false, true})
-      for (Symmetrize mode : {Symmetrize::none, Symmetrize::sum, Symmetrize::max, Symmetrize::min}) {
+      for (Symmetrize mode : {Symmetrize::none, Symmetrize::sum, Symmetrize::larger, Symmetrize::smaller}) {
         where = "structure n " + std::to_string(n) + " k " + std::to_string(k) + " mode " + std::to_string(int(mode));
         const auto indices = neighbors(n, k, hub && k > 0, 1, unsigned(n));
         const auto got = on_all_schedules([&] { return cuda_structure(indices, n, k, mode); });
@@ -171,7 +173,7 @@ void graph_bad_indices() {
   const int64_t n = 60, k = 4;
   auto indices = neighbors(n, k, false, 1, 3);
   indices[5] = -1, indices[21] = n, indices[30] = 30 / k, indices[41] = indices[40], indices[47] = int64_t(1) << 40;
-  for (Symmetrize mode : {Symmetrize::none, Symmetrize::sum, Symmetrize::min}) {
+  for (Symmetrize mode : {Symmetrize::none, Symmetrize::sum, Symmetrize::smaller}) {
     where = "bad indices mode " + std::to_string(int(mode));
     const auto got = on_all_schedules([&] { return cuda_structure(indices, n, k, mode); });
     std::map<std::pair<int64_t, int64_t>, std::pair<int64_t, int64_t>> entries;
@@ -183,7 +185,7 @@ void graph_bad_indices() {
     }
     int64_t e = 0;
     for (const auto& [pair, positions] : entries) {
-      if (mode == Symmetrize::min && (positions.first < 0 || positions.second < 0)) continue;
+      if (mode == Symmetrize::smaller && (positions.first < 0 || positions.second < 0)) continue;
       expect(got.col[e] == pair.second && got.forward[e] == positions.first && got.reverse[e] == positions.second,
              "entry");
       expect(got.crow[pair.first] <= e && e < got.crow[pair.first + 1], "row");
@@ -204,7 +206,7 @@ void graph_weights_of(int64_t n, int64_t k, bool hub) {
     for (T& x : out) x = T(double(random() % 7) / 7);  // ties
     return out;
   };
-  for (Symmetrize mode : {Symmetrize::none, Symmetrize::sum, Symmetrize::max, Symmetrize::min}) {
+  for (Symmetrize mode : {Symmetrize::none, Symmetrize::sum, Symmetrize::larger, Symmetrize::smaller}) {
     where = "combine n " + std::to_string(n) + " mode " + std::to_string(int(mode));
     const Structure s = cpu_structure(neighbors(n, k, hub, 1, 9), n, k, mode);
     const auto nnz = int64_t(s.col.size()), count = n * k;
@@ -229,7 +231,7 @@ void graph_weights_of(int64_t n, int64_t k, bool hub) {
   for (int64_t i = 0; i < n; ++i)
     for (int64_t e = graph.structure.crow[i]; e < graph.structure.crow[i + 1]; ++e)
       grads[e] = T(std::sin(double(i + 1) * double(graph.structure.col[e] + 1)));
-  for (Normalization mode : {Normalization::row, Normalization::symmetric, Normalization::paper}) {
+  for (Normalization mode : {Normalization::row, Normalization::symmetric, Normalization::published}) {
     where = "normalize n " + std::to_string(n) + " mode " + std::to_string(int(mode));
     std::vector<T> wanted(static_cast<size_t>(capacity)), wanted_grad(static_cast<size_t>(capacity));
     cpu::normalize_edges(graph.csr(), graph.values.data(), mode, wanted.data(), 1);
@@ -344,6 +346,7 @@ void propagate_case(const Case& c) {
                     -1,
                     -1};
     Scratch forward(cuda::propagate_workspace<T>(n, capacity, classes));
+    if (is_captured) emulator::begin_capture(nullptr);
     cuda::propagate(graph.csr(), capacity, graph.values.data(), classes, fixed.data(), boundary.data(), c.initial,
                     prior.data(), options, out.result.data(), out.residual.data(), out.reachable.data(), &out.used_tol,
                     &out.iterations, forward.get(), kQueue);
@@ -351,6 +354,10 @@ void propagate_case(const Case& c) {
     cuda::propagate_backward(graph.csr(), capacity, graph.values.data(), classes, fixed.data(), out.reachable.data(),
                              prior.data(), out.result.data(), grad_result.data(), options, &out.used_tol,
                              out.grad.data(), out.back_residual.data(), &out.back_iterations, backward.get(), kQueue);
+    if (!is_captured) return out;
+    emulator::end_capture();
+    expect(out.iterations == -1, "captured work has run");
+    emulator::replay(0, emulator::capture.work.size());
     return out;
   });
   if (std::getenv("GLOSS_VERBOSE"))
@@ -444,7 +451,7 @@ void propagate_few_iterations() {
 }
 // What is queued without a look at the device comes to the same.
 void propagate_captured() {
-  stream_is_captured = true;
+  is_captured = true;
   Case c{150, 5, 150, 0.3};  // two panels
   c.max_iter = 40;
   propagate_all(c);
@@ -454,7 +461,12 @@ void propagate_captured() {
   c.max_iter = 5;
   c.limit = 1e-4;
   propagate_all(c);
-  stream_is_captured = false;
+  Case weak{100, 4, 3, 0.5, false, 1, 1e-5};  // further attempts
+  weak.tol = 1e-4;
+  weak.limit = 0.02;
+  weak.max_iter = 60;
+  propagate_case<float>(weak);
+  is_captured = false;
 }
 
 const std::map<std::string, std::function<void()>> kCases = {

@@ -307,6 +307,14 @@ void test_bfloat16() { test_rounding<__nv_bfloat16>(7, -126, 3.3895313892515355e
 __global__ void fill_kernel(int* out, int64_t value) {
   out[(blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x] = int(value + threadIdx.z * 100 + threadIdx.y * 10);
 }
+__global__ void static_kernel(int* out, int value) {  // 40,004 bytes of its own
+  GLOSS_DYNAMIC_SHARED(int, values);
+  GLOSS_SHARED(int, table, [10000]);
+  GLOSS_SHARED(int, total);
+  if (threadIdx.x == 0) out[1] = table[9999], out[2] = total, values[0] = table[0] = value;
+  __syncthreads();
+  if (threadIdx.x == 0) out[0] = values[0] + table[0];
+}
 __global__ void large_kernel(int* out, int last) {
   GLOSS_DYNAMIC_SHARED(int, values);
   values[last] = 5;
@@ -320,6 +328,14 @@ void test_launches() {
   launch(large_kernel, 1, 1, 100 << 10, nullptr, out.data, (100 << 8) - 1);
   finish();
   expect(out[0] == 5, "100 KB of shared memory");
+  launch(static_kernel, 2, 32, 20 << 10, nullptr, out.data, 4);  // more than 48 KB together
+  launch(static_kernel, 2, 32, 100, nullptr, out.data, 4);       // and less again: the opt-in stays
+  finish();
+  expect(out[0] == 8, "static and dynamic shared memory");
+#if defined(GLOSS_EMULATE)
+  expect(out[1] == -1 && out[2] == -1, "poison of static shared memory");
+  expect(emulator::opted_in(reinterpret_cast<const void*>(static_kernel)) == 20 << 10, "an opt-in is not lowered");
+#endif
   const auto refused = [&](auto kernel, dim3 grid, dim3 block, size_t shared) {
     try {
       launch(kernel, grid, block, shared, nullptr, out.data, 0);
@@ -332,6 +348,7 @@ void test_launches() {
   expect(refused(fill_kernel, 1, 1025, 0) && refused(fill_kernel, 1, dim3(1, 1, 65), 0), "threads of a block");
   expect(refused(fill_kernel, dim3(1, 65536), 1, 0), "blocks along y");
   expect(refused(large_kernel, 1, 1, 228 << 10), "shared memory");
+  expect(refused(static_kernel, 1, 1, 200 << 10), "static and dynamic shared memory past what a block has");
   launch(fill_kernel, 1, 1, 0, nullptr, out.data, 9);  // an error does not stay
   finish();
   expect(out[0] == 9, "a launch after an error");
@@ -341,6 +358,54 @@ void test_launches() {
   expect(memory.take<double>(33) == reinterpret_cast<double*>(4096), "the first buffer");
   expect(memory.take<char>(1) == reinterpret_cast<char*>(4096 + 512) && memory.size() == 768, "the second buffer");
 }
+
+#if defined(GLOSS_EMULATE)
+// Work of a captured stream runs at each replay, on what memory then holds, and nothing that waits for it is allowed.
+void test_capture() {
+  Array<int> out(24);
+  int copy = 0;
+  int64_t value = 7;
+  emulator::begin_capture(nullptr);
+  check(cudaMemsetAsync(out.data, 0xff, 4, nullptr), "cudaMemsetAsync");
+  check(cudaMemcpyAsync(&copy, out.data + 1, 4, cudaMemcpyDeviceToDevice, nullptr), "cudaMemcpyAsync");
+  launch(fill_kernel, dim3(2, 3, 4), 1, 0, nullptr, out.data, value);
+  cudaStreamCaptureStatus status;
+  expect(cudaStreamIsCapturing(nullptr, &status) == cudaSuccess && status == cudaStreamCaptureStatusActive, "status");
+  for (const auto& wait : {cudaStreamSynchronize(nullptr), cudaEventSynchronize(1)})
+    expect(wait == cudaErrorStreamCaptureUnsupported, "waiting for a captured stream");
+  (void)cudaGetLastError();
+  value = 8;
+  emulator::end_capture();
+  expect(out[0] == 0 && out[23] == 0, "captured work has not run");
+  for (int pass = 0; pass < 2; ++pass) {
+    out[1] = 20 + pass, out[23] = 0;
+    emulator::replay(0, 2);
+    expect(out[0] == -1 && copy == 20 + pass && out[23] == 0, "a part of a replay");
+    emulator::replay(2, 3);
+    expect(out[0] == 7 && out[23] == 7, "arguments are those of the capture");
+  }
+  launch(fill_kernel, 1, 1, 0, nullptr, out.data, 9);
+  expect(out[0] == 9, "a launch after a capture");
+}
+
+void test_devices() {
+  const auto now = [] {
+    int device = -1;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    return device;
+  };
+  const int before = emulator::device_switches;
+  { const DeviceGuard guard(0); }
+  expect(emulator::device_switches == before, "cudaSetDevice where nothing changes");
+  {
+    const DeviceGuard guard(1);
+    expect(now() == 1, "the guard's device");
+    { const DeviceGuard inner(1); }
+    expect(now() == 1, "the inner guard's device");
+  }
+  expect(now() == 0 && emulator::device_switches == before + 2, "the device before");
+}
+#endif
 
 // ---------------------------------------------------------------------------------- wrong on purpose
 __global__ void returned_kernel() {
@@ -358,6 +423,12 @@ __global__ void lanes_kernel(int* out) {
 void run_returned() { launch(returned_kernel, 2, 64, 0, nullptr); }
 void run_kinds() { launch(kinds_kernel, 1, 64, 0, nullptr); }
 void run_lanes() { Array<int> out(32); launch(lanes_kernel, 1, 32, 0, nullptr, out.data); }
+void run_no_opt_in() {
+  Array<int> out(3);
+#if defined(GLOSS_EMULATE)
+  emulator::launch(nullptr, 1, 1, 20 << 10, nullptr, [&] { static_kernel(out.data, 1); });
+#endif
+}
 void run_past_end() { Array<int> out(1); launch(large_kernel, 1, 1, 64, nullptr, out.data, 16); }
 void run_no_barrier() { expect(neighbours<false>() == 0, "shared memory between warps"); }
 void run_no_wait() { expect(copies<false>() == 0, "cp_async"); }
@@ -370,7 +441,10 @@ int main(int argc, char** argv) {
       {"xor_width", test_xor_width}, {"reduce", test_reduce}, {"neighbours", test_neighbours},
       {"barriers", test_barriers}, {"atomics", test_atomics}, {"copies", test_copies}, {"half", test_half},
       {"bfloat16", test_bfloat16}, {"launches", test_launches},
-      {"returned", run_returned}, {"kinds", run_kinds}, {"lanes", run_lanes}, {"past_end", run_past_end},
+#if defined(GLOSS_EMULATE)
+      {"capture", test_capture}, {"devices", test_devices},
+#endif
+      {"returned", run_returned}, {"kinds", run_kinds}, {"lanes", run_lanes}, {"no_opt_in", run_no_opt_in}, {"past_end", run_past_end},
       {"no_barrier", run_no_barrier}, {"no_wait", run_no_wait}};
   const auto found = cases.find(argc > 1 ? argv[1] : "");
   if (found == cases.end()) return std::printf("no such case\n"), 1;

@@ -24,11 +24,12 @@ CASES = [
     "half",
     "bfloat16",
 ]
-CASES += ["launches"]
+CASES += ["launches", "capture", "devices"]
 WRONG = {
     "returned": "__syncthreads is not reached by all threads",
     "kinds": "different kinds of __syncthreads",
     "lanes": "waits for lanes that do not come",
+    "no_opt_in": "declares 40000 bytes of shared memory, and is launched with 20480 bytes without an opt-in",
     "past_end": "past the end of the dynamic shared memory",
     "no_barrier": "wrong: shared memory between warps",
     "no_wait": "wrong: cp_async",

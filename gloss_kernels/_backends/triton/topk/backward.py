@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...._library import rows as contiguous_rows
 from ...._math import compute_dtype
-from ...library import rows as contiguous_rows
 from ...protocol import SearchGradient
 from .._launch import INTERPRETED, cdiv, jit, launch, power_of_two
 from .pack import Rows, with_norms

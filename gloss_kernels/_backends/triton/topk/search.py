@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .... import _progress, _settings
+from ...._library import rows as contiguous_rows
 from ...._math import compute_dtype
-from ...library import rows as contiguous_rows
 from ...protocol import Search
 from .._launch import INTERPRETED
 from .exact import exact_search

@@ -27,6 +27,14 @@ cuda_architectures: str = core.cuda_architectures if core else ""  # "80 86 90",
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
+def capturing(x: Tensor) -> bool:
+    """Whether a CUDA graph is being captured where x lies: work is recorded, and nothing can be read."""
+    if x.device.type == "cuda":
+        with torch.cuda.device(x.device):
+            return torch.cuda.is_current_stream_capturing()
+    return emulated is not None and bool(emulated.is_capturing())
+
+
 def rows(x: Tensor) -> Tensor:
     """x itself where its rows are contiguous (any row stride), else a copy."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
