@@ -21,7 +21,7 @@ for extra in ("transformers", "tokenizers", "sklearn", "matplotlib", "tqdm", "sa
 
 from safetensors.torch import load_file  # noqa: E402
 
-from gloss_kernels.cli import main  # noqa: E402
+from gloss_kernels.cli.main import main  # noqa: E402
 from gloss_kernels.finetune import data, docstrings, encoder, training  # noqa: E402
 
 TOPICS = {
@@ -361,7 +361,7 @@ def test_help_needs_no_extra_and_a_missing_one_is_named() -> None:
     code = """
 import sys
 sys.modules["transformers"] = None
-from gloss_kernels.cli import main
+from gloss_kernels.cli.main import main
 assert main([]) == 0
 try:
     main(["finetune", "--help"])

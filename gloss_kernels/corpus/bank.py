@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from .. import _validate
 from ..dense import unit_rows
-from ..topk import check_finite, cosine_topk
+from ..topk import TIE, check_finite, cosine_topk
 
 CHUNK = 1 << 16  # rows converted or compared at a time
 SLACK = 8  # neighbours searched beyond those wanted: for rows to leave out, and for the rounding of the queries
-TOLERANCE = 2e-6  # of exact search, as in cosine_topk
 
 
 class Bank(nn.Module):
@@ -100,7 +99,7 @@ class Bank(nn.Module):
             moved = (unit_rows(rounded) - unit_rows(asked.detach())).norm(dim=1)
             indices = indices.sort(dim=1).values  # equal cosines: the lower index first
             indices, c = self.best(asked, indices, ~skipped[indices], k)
-            proven = c.detach()[:, -1] >= values[:, -1] + moved - TOLERANCE
+            proven = c.detach()[:, -1] >= values[:, -1] + moved - TIE
             done.append((left[proven], indices[proven], c[proven]))
             left, wanted = left[~proven], 4 * wanted
         if len(left):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gloss_kernels.cli import CommandError
+from gloss_kernels._files import replacing, write_text
+from gloss_kernels.cli.errors import CommandError
 
 SETTINGS, CHECKPOINT, METRICS, EMBEDDINGS, MODEL = (
     "settings.json",
@@ -77,16 +77,13 @@ def clear(folder: Path) -> None:
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write beside, then rename: a kill at any moment leaves the old checkpoint or the new one."""
+    """A kill at any moment leaves the old checkpoint or the new one."""
     path = folder / CHECKPOINT
-    beside = path.with_suffix(".tmp")
     try:
-        torch.save(state, beside)
-        os.replace(beside, path)
+        with replacing(path) as beside:
+            torch.save(state, beside)
     except OSError as error:
         raise CommandError(f"{path}: cannot be written: {error.strerror}", code=1) from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -111,6 +108,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

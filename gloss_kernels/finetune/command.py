@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import gloss_kernels
-from gloss_kernels.cli import CommandError
+from gloss_kernels.cli.errors import CommandError
+from gloss_kernels.cli.options import choose_device
 from gloss_kernels.finetune import checkpoint, comparison
 from gloss_kernels.finetune.comparison import Result
 from gloss_kernels.finetune.data import Corpus, load_corpus
 from gloss_kernels.finetune.encoder import Classifier, load_encoder, packaged_model, tokenize
 from gloss_kernels.finetune.evaluation import embedding_scores, head_scores
-from gloss_kernels.finetune.options import LABELED_FRACTION, Settings
+from gloss_kernels.finetune.settings import LABELED_FRACTION, Settings
 from gloss_kernels.finetune.training import Part, Trainer
 
 PACKAGED = "packaged MiniLM"  # its folder differs between machines; the settings hold this name
@@ -156,18 +157,6 @@ def load_result(folder: Path) -> Result:
         return Result(metrics, saved["before"], saved["after"], saved["labels"])
     except (OSError, KeyError, ValueError) as error:
         raise CommandError(f"{folder}: its results cannot be read ({error}); use --overwrite") from None
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CommandError(f"--device {name}: cannot be used: {reason}") from None
-    return device
 
 
 def choose_settings(args: argparse.Namespace, device: torch.device) -> Settings:

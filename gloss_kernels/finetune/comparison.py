@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gloss_kernels._files import write_text
 from gloss_kernels.finetune import checkpoint, plots
 
 TITLES = {"ce": "cross entropy", "gloss": "G-Loss", "ce+gloss": "cross entropy + G-Loss"}
@@ -73,7 +74,7 @@ def draw(results: list[Result], classes: list[str], folder: Path) -> None:
 def write(results: list[Result], classes: list[str], folder: Path) -> str:
     """Save and return the comparison."""
     text = table(results)
-    (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "comparison.md", text + "\n")
     checkpoint.write_json(folder / "comparison.json", {"runs": [result.metrics for result in results]})
     draw(results, classes, folder)
     return text

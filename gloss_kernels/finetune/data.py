@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from gloss_kernels.cli import CommandError
+from gloss_kernels.cli.errors import CommandError
 from gloss_kernels.finetune.docstrings import docstring_corpus
 
 HELD_OUT = 0.15  # of the training documents, for each of validation and test where no file is given

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from gloss_kernels.cli import CommandError
+from gloss_kernels.cli.errors import CommandError
 
 Tokens = list[list[int]]
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from gloss_kernels import CorpusGLoss, GLoss
 from gloss_kernels import sigma as heuristics
-from gloss_kernels.cli import CommandError
-from gloss_kernels.finetune.options import Settings
+from gloss_kernels.cli.errors import CommandError
+from gloss_kernels.finetune.settings import Settings
 
 NEIGHBORS = 32  # of --graph corpus, where there are so many documents
 

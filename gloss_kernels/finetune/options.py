@@ -1,71 +1,13 @@
-"""The options of `gloss-kernels finetune`, and the part of them that decides a run's result (`Settings`)."""
+"""The options of `gloss-kernels finetune`."""
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-LOSSES = ("ce", "gloss", "ce+gloss")
-GRAPHS = ("batch", "corpus")
-LABELED_FRACTION = 0.7
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run's result depends on, besides its documents. Saved with the run; --resume wants the same."""
-
-    model: str
-    pooling: str
-    loss: str
-    graph: str
-    lam: float
-    sigma: str
-    labeled_fraction: float | None
-    neighbors: int | None
-    class_weights: str
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    head_learning_rate: float
-    max_length: int
-    patience: int
-    precision: str
-    seed: int
-
-
-def number(low: float, high: float = math.inf, *, closed: bool = True) -> Callable[[str], float]:
-    """A float between two bounds; the bounds themselves are allowed where `closed`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        inside = low <= value <= high if closed else low < value < high
-        if not inside or math.isinf(value):
-            wanted = f"at least {low:g}" if closed else f"above {low:g}"
-            if high < math.inf:
-                wanted = f"from {low:g} to {high:g}" if closed else f"between {low:g} and {high:g}"
-            raise argparse.ArgumentTypeError(f"got {text!r}, wants a number {wanted}")
-        return value
-
-    return parse
-
-
-def whole(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"got {text!r}, wants a whole number of at least {least}")
-        return value
-
-    return parse
+from gloss_kernels.cli.errors import CommandError
+from gloss_kernels.cli.options import Help, number, whole
+from gloss_kernels.finetune.settings import GRAPHS, LABELED_FRACTION, LOSSES
 
 
 def batch_size(text: str) -> int:
@@ -81,15 +23,6 @@ def sigma(text: str) -> str:
         return str(number(0, closed=False)(text))
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"got {text!r}, wants a number above 0, or root, mst, self-tuning") from None
-
-
-class Help(argparse.HelpFormatter):
-    """Each option with its default, except where there is none or the text names it."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if not action.option_strings or action.default in (None, False, argparse.SUPPRESS):
-            return action.help
-        return f"{action.help} (default: %(default)s)"
 
 
 def add_parser(commands: Any) -> None:
@@ -167,8 +100,6 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace, words: list[str]) -> int:
-    from gloss_kernels.cli import CommandError
-
     try:
         from gloss_kernels.finetune.command import run
     except ModuleNotFoundError as error:

@@ -15,12 +15,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from gloss_kernels import CorpusGLoss
-from gloss_kernels.cli import CommandError
+from gloss_kernels.cli.errors import CommandError
 from gloss_kernels.finetune import checkpoint
 from gloss_kernels.finetune.encoder import Classifier, Tokens, autocast, shuffled_batches
 from gloss_kernels.finetune.evaluation import fit_probe, head_scores, subsample
 from gloss_kernels.finetune.objective import Objective, choose_sigma, class_weight
-from gloss_kernels.finetune.options import Settings
+from gloss_kernels.finetune.settings import Settings
 
 WARMUP, WEIGHT_DECAY, MAX_NORM = 0.1, 0.01, 1.0
 FILL_BATCH = 512  # documents embedded between two moves of the bar

@@ -9,13 +9,14 @@ import json
 import os
 import struct
 import zlib
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from .index import NeighborIndex
+from gloss_kernels._files import replacing
+
 from .rows import Rows, matrix
 from .structures import KINDS, Structure
 
@@ -25,40 +26,46 @@ START = struct.Struct("<8sIIQ")  # magic, version, CRC-32 of the header, its len
 DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 
 
-def write(index: NeighborIndex, path: str | os.PathLike[str], *, vectors: bool) -> None:
-    target = Path(path)
-    beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    codes = _codes(index)
+@dataclass
+class Contents:
+    """What an index consists of. ``facts`` are of the kind that JSON can hold."""
+
+    kind: str
+    rows: Rows
+    structure: Structure | None
+    facts: dict[str, Any]
+
+    def codes(self) -> memoryview | bytes:
+        return b"" if self.structure is None else self.structure.to_bytes()
+
+
+def write(contents: Contents, path: str | os.PathLike[str], *, vectors: bool) -> None:
+    rows, structure = contents.rows, contents.structure
+    codes = contents.codes()
     header = {
-        "kind": index.kind,
-        "dim": index.dim,
-        "count": len(index),
+        "kind": contents.kind,
+        "dim": rows.dim,
+        "count": len(rows),
         "vectors": vectors,
-        "parts": [[len(part), str(part.dtype).removeprefix("torch.")] for part in index._rows.parts],
-        "rows_crc": _rows_crc(index),
+        "parts": [[len(part), str(part.dtype).removeprefix("torch.")] for part in rows.parts],
+        "rows_crc": rows.crc(),
         "codes_bytes": len(codes),
         "codes_crc": zlib.crc32(codes),
-        "effort": {} if index._structure is None else index._structure.effort,
-        "facts": index._facts,
+        "effort": {} if structure is None else structure.effort,
+        "facts": contents.facts,
     }
     text = json.dumps(header).encode()
     text += b" " * _gap(START.size + len(text))
-    try:
-        with open(beside, "wb") as file:
-            file.write(START.pack(MAGIC, VERSION, zlib.crc32(text), len(text)) + text)
-            for part in index._rows.parts if vectors else ():
-                for piece in index._rows.raw(part):
-                    file.write(piece)
-                file.write(b" " * _gap(file.tell()))
-            file.write(codes)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as beside, open(beside, "wb") as file:
+        file.write(START.pack(MAGIC, VERSION, zlib.crc32(text), len(text)) + text)
+        for part in rows.parts if vectors else ():
+            for piece in rows.raw(part):
+                file.write(piece)
+            file.write(b" " * _gap(file.tell()))
+        file.write(codes)
 
 
-def read(path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
+def read(path: str | os.PathLike[str], embeddings: Any = None) -> Contents:
     name = os.fspath(path)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -98,14 +105,12 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
         held = structure.index.ntotal
         if held != len(rows):
             raise ValueError(f"path: {name!r} is damaged: {len(rows)} rows, but its structure holds {held}")
-    index = NeighborIndex(header["kind"], rows, structure, header["facts"])
-    index._crc = header["rows_crc"]
-    return index
+    return Contents(header["kind"], rows, structure, header["facts"])
 
 
-def fingerprint(index: NeighborIndex) -> str:
-    care = "" if index._structure is None else f"{sorted(index._structure.effort.items())} {index.recall_k}"
-    return f"{index.kind} {index.dim} {_rows_crc(index):08x} {zlib.crc32(_codes(index)):08x} {care}"
+def fingerprint(contents: Contents) -> str:
+    rows = contents.rows
+    return f"{contents.kind} {rows.dim} {rows.crc():08x} {zlib.crc32(contents.codes()):08x}"
 
 
 def _header(name: str, start: bytes, file: Any) -> tuple[dict[str, Any], int]:
@@ -126,13 +131,3 @@ def _header(name: str, start: bytes, file: Any) -> tuple[dict[str, Any], int]:
 
 def _gap(position: int) -> int:
     return -position % 64
-
-
-def _rows_crc(index: NeighborIndex) -> int:
-    if index._crc is None:
-        index._crc = index._rows.crc()
-    return index._crc
-
-
-def _codes(index: NeighborIndex) -> memoryview | bytes:
-    return b"" if index._structure is None else index._structure.to_bytes()

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gloss_kernels import _validate
-from gloss_kernels.topk import TopK, cosine_topk
+from gloss_kernels.topk import TIE, TopK, cosine_topk
 
-from . import plan
-from .rows import Rows, matrix, unit
+from . import files, knn, plan
+from .rows import Report, Rows, matrix, unit
 from .structures import KINDS, Structure, default_options
 
 SAMPLE = 512  # rows whose recall is measured
-TIE = 2e-6  # cosines nearer than this are ties, as in cosine_topk
 QUERIES = 8192  # rows searched at a time
-
-Report = Callable[[float], object]
 
 
 class NeighborIndex:
@@ -59,7 +56,6 @@ class NeighborIndex:
         self.kind, self.dim = kind, rows.dim
         self._rows, self._structure = rows, structure
         self._facts = facts  # what is saved with the index beside rows and structure
-        self._crc: int | None = None
 
     @classmethod
     def build(
@@ -146,6 +142,11 @@ class NeighborIndex:
     def recall_target(self) -> float:
         return float(self._facts["recall_target"])
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The rows as they are stored: those of :meth:`build`, then those of each :meth:`add`; not to be written to."""
+        return tuple(self._rows.parts)
+
     def describe(self) -> str:
         """What was chosen and why, with the recall; one line each."""
         facts = self._facts
@@ -194,10 +195,10 @@ class NeighborIndex:
         Raises:
             ValueError: k, or a checkpoint of another index or k.
         """
-        from . import knn
-
         self._check_k(k, len(self) - 1, "itself left out")
-        return knn.run(self, k, progress, checkpoint)
+        folder = None if checkpoint is None else Path(checkpoint)
+        name = "" if checkpoint is None else self.fingerprint()
+        return knn.run(self._rows, self.kind, k, self._find_others, knn.Keeping(folder, name), progress)
 
     def add(self, embeddings: Any) -> None:
         """More rows, with the next indices. Lists and codes stay those trained by ``build``; the recall is not measured
@@ -209,12 +210,11 @@ class NeighborIndex:
         if len(x) == 0:
             return
         self._rows.append(x, copy=not mapped)
-        self._crc = None
         if self._structure is not None:
             try:
                 self._structure.add(self._rows, start)
             except BaseException:
-                self._rows.parts.pop()  # rows without codes would shift those of later calls
+                self._rows.drop_last()  # rows without codes would shift those of later calls
                 raise
 
     def measure(self) -> float:
@@ -226,9 +226,7 @@ class NeighborIndex:
     def save(self, path: str | os.PathLike[str], *, vectors: bool = True) -> None:
         """Writes one file, without pickle, by a temporary name; vectors=False leaves the rows out (:meth:`load` then
         wants them). While it writes, the FAISS structure is in memory twice."""
-        from . import files
-
-        files.write(self, path, vectors=vectors)
+        files.write(self._contents(), path, vectors=vectors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
@@ -237,17 +235,18 @@ class NeighborIndex:
         Raises:
             ValueError: naming the path, where the file is cut, changed, foreign, or of other embeddings.
         """
-        from . import files
-
-        return files.read(path, embeddings)
+        contents = files.read(path, embeddings)
+        return cls(contents.kind, contents.rows, contents.structure, contents.facts)
 
     def fingerprint(self) -> str:
         """Of rows and structure: equal for an index and its saved copy."""
-        from . import files
-
-        return files.fingerprint(self)
+        care = "" if self._structure is None else f"{sorted(self._structure.effort.items())} {self.recall_k}"
+        return f"{files.fingerprint(self._contents())} {care}"
 
     # ------------------------------------------------------------------------------------------- inside
+    def _contents(self) -> files.Contents:
+        return files.Contents(self.kind, self._rows, self._structure, self._facts)
+
     def _check_k(self, k: Any, most: int, note: str = "") -> None:
         _validate.whole_number("k", k, 1)
         if k > most:
