@@ -7,22 +7,25 @@ import gzip
 import io
 import json
 import random
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch")
-for extra in ("transformers", "tokenizers", "sklearn", "matplotlib", "tqdm", "safetensors"):
+for extra in ("transformers", "tokenizers", "sklearn", "matplotlib", "safetensors"):
     pytest.importorskip(extra, reason=f"{extra} is not installed: pip install '.[demo]'")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from gloss_kernels.cli.main import main  # noqa: E402
-from gloss_kernels.finetune import data, docstrings, encoder, training  # noqa: E402
+from gloss_kernels.cli.main import main, parser  # noqa: E402
+from gloss_kernels.finetune import clock, command, data, docstrings, encoder, training  # noqa: E402
 
 TOPICS = {
     "sport": "ball goal team player match score win league coach field",
@@ -201,6 +204,124 @@ def test_compare(words, tmp_path, capsys) -> None:
     # The same seed: the first epoch starts from the same head and sees the same batches.
     assert ce["settings"] == {**both["settings"], "loss": "ce"}
     assert (tmp_path / "curves.png").exists() and (tmp_path / "projection.png").exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_a_terminal_shows(words, tmp_path, capsys, monkeypatch) -> None:
+    """One progress line of ours with the time that is left, wiped at the end; no bar or warning of another library."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert main([*words, "--compare", "--output", str(tmp_path)]) == 0
+    shown = terminal.getvalue()
+    lines = [line.strip() for line in shown.split("\r") if line.strip()]
+    pattern = r"(reading|epoch \d/3 +\d+ %|validation|test documents|pictures)(, about (\d+ min)? ?(\d+ s)? left)?"
+    assert lines and all(re.fullmatch(pattern, line) for line in lines), lines
+    assert any(line.startswith("epoch 2/3  26 %, about ") for line in lines)
+    assert "\n" not in shown and shown.endswith(" \r")
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^  about (\d+ min)? ?(\d+ s)? in all, by the first 5 batches$", out, re.M)) == 1
+    assert len(re.findall(r"  epoch \d/3: .* s, about .* left$", out, re.M)) == 6
+    assert f"pictures: {tmp_path / 'projection.png'}" in out
+
+
+def test_the_clock_knows_what_is_left(monkeypatch) -> None:
+    """Batches of 10 documents in 2 s each; whoever slows down is told so."""
+    now = 0.0
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now)
+    timer = clock.Clock()
+    timer.left, timer.panels = 300.0, 3
+
+    def batch(seconds: float) -> float:
+        nonlocal now
+        with timer.timed(10, training=True):
+            now += seconds
+        return timer.seconds_left() or 0.0
+
+    assert batch(50) == 0, "the first one warms up, and says nothing"
+    pictures = 3 * clock.PANEL_SECONDS
+    for left in (280, 270, 260):
+        assert batch(2) == pytest.approx(left * 0.2 + pictures)
+    slower = [batch(4) for _ in range(10)]
+    assert slower[-1] > 1.3 * (160 * 0.2) + pictures, "half the pace moves the estimate"
+    assert timer.elapsed() == 96
+
+
+def test_work_by_hand() -> None:
+    counts = {"train": 100, "val": 20, "test": 10}
+    settings = SimpleNamespace(train_layers=2, graph="batch", sigma="0.5", loss="ce+gloss", epochs=4)
+    done = clock.work(settings, counts, 6, 50)
+    read = 0.6  # forward of six layers; backward, at twice the cost, of two: 6 / (6 + 2 * 2)
+    assert done.read == pytest.approx(read) and done.epoch == pytest.approx(100 + 20 * read)
+    assert done.all() == pytest.approx(read * 10 + 4 * (100 + 20 * read) + read * 10)
+    settings = SimpleNamespace(train_layers=None, graph="corpus", sigma="root", loss="gloss", epochs=1)
+    done = clock.work(settings, counts, 1, 50)
+    assert done.before == pytest.approx((10 + 100 + 50) / 3) and done.after == pytest.approx((10 + 100) / 3)
+    assert done.epoch == pytest.approx(100 + (20 + 50) / 3)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "1 s"),
+        (7, "5 s"),
+        (58, "1 min"),
+        (100, "1 min 40 s"),
+        (597, "10 min"),
+        (7000, "117 min"),
+        (9000, "2 h 30 min"),
+    ],
+)
+def test_time_in_words(seconds: float, text: str) -> None:
+    assert clock.in_words(seconds) == text
+
+
+def parsed(line: str) -> Namespace:
+    return parser().parse_args(["finetune", *line.split()])
+
+
+def test_the_demo_has_its_own_defaults() -> None:
+    cpu = torch.device("cpu")
+    demo, own = (command.choose_settings(parsed(line), cpu) for line in ("", "--train x.csv"))
+    assert (demo.epochs, demo.max_length, demo.train_layers) == (4, 32, 2) and command.wants_comparison(parsed(""))
+    assert (own.epochs, own.max_length, own.train_layers) == (5, 64, None)
+    assert not command.wants_comparison(parsed("--train x.csv"))
+    assert not command.wants_comparison(parsed("--no-compare")) and command.wants_comparison(
+        parsed("--train x --compare")
+    )
+    said = command.choose_settings(parsed("--epochs 1 --max-length 9 --train-layers 6"), cpu)
+    assert (said.epochs, said.max_length, said.train_layers) == (1, 9, 6)
+    assert command.choose_settings(parsed("--model other"), cpu).train_layers is None
+
+
+def test_layers_that_are_not_trained_stay(words, tiny, tmp_path, capsys) -> None:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig.from_pretrained(tiny["model"], num_hidden_layers=3)
+    shutil.copytree(tiny["model"], tmp_path / "three")
+    BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "three")
+    line = [
+        *words,
+        "--model",
+        str(tmp_path / "three"),
+        "--epochs",
+        "1",
+        "--overwrite",
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    old = load_file(tmp_path / "three" / "model.safetensors")
+    for count in (1, 2):
+        assert main([*line, "--train-layers", str(count)]) == 0
+        new = load_file(tmp_path / "run" / "model" / "model.safetensors")
+        moved = {name for name in old if not torch.equal(old[name], new[name])}
+        layers = {int(name.split("layer.")[1][0]) for name in moved}
+        assert layers == set(range(3 - count, 3)), moved
+    assert main([*line, "--train-layers", "4"]) == 2
+    assert "--train-layers must be at most the 3 layers of the encoder, got 4" in capsys.readouterr().err
 
 
 def test_one_file_is_split_by_class(tmp_path) -> None:

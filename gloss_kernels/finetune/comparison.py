@@ -12,6 +12,7 @@ from gloss_kernels._files import write_text
 from gloss_kernels.finetune import checkpoint, plots
 
 TITLES = {"ce": "cross entropy", "gloss": "G-Loss", "ce+gloss": "cross entropy + G-Loss"}
+PANELS = {1: 2, 2: 3}  # of projection.png, by runs: one before training and one for each
 COLUMNS = (
     ("accuracy", "accuracy", ".3f"),
     ("macro_f1", "macro-F1", ".3f"),

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 LOSSES = ("ce", "gloss", "ce+gloss")
 GRAPHS = ("batch", "corpus")
 LABELED_FRACTION = 0.7
+# Defaults of documents of one's own, and of the demo, which must end in two to three minutes on two cores with AVX2.
+EPOCHS, DEMO_EPOCHS = 5, 4
+MAX_LENGTH, DEMO_MAX_LENGTH = 64, 32
+DEMO_TRAIN_LAYERS = 2
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Settings:
     learning_rate: float
     head_learning_rate: float
     max_length: int
+    train_layers: int | None
     patience: int
     precision: str
     seed: int
