@@ -194,7 +194,7 @@ def test_interrupted_graph_is_resumed(
 
     np.save("x.npy", np.load("x.npy")[::-1].copy())
     message = fails(f"{again} --overwrite", capsys)
-    assert "embeddings: are not the rows that 'kept/index' was built from" in message
+    assert "embeddings must be the rows that 'kept/index' was built from, got others" in message
 
 
 def test_interrupted_without_a_checkpoint_or_an_index(
@@ -285,9 +285,9 @@ def test_a_solve_that_does_not_end_is_a_warning_line(folder: Path, capsys: pytes
         ("graph cut.npy -o g.npz", "EMBEDDINGS must be a whole .npy file of numbers, got 'cut.npy'"),
         ("graph objects.npy -o g.npz", "EMBEDDINGS must be a whole .npy file of numbers, got 'objects.npy'"),
         ("graph zip.npz -o g.npz", "EMBEDDINGS must be a .npy file, got 'zip.npz'"),
-        ("graph y.npy -o g.npz", "embeddings: got <i4 numbers"),
+        ("graph y.npy -o g.npz", "embeddings must be native float16, float32 or float64 numbers, got <i4"),
         ("graph flat.npy -o g.npz", "embeddings: got shape (9,)"),
-        ("graph nan.npy -o g.npz -k 3", "embeddings: row 3 holds NaN or Inf"),
+        ("graph nan.npy -o g.npz -k 3", "embeddings: row 3 contains NaN or Inf"),
         ("graph x.npy -o g.npz -k 600", "-k must be less than the 600 rows of EMBEDDINGS, got 600"),
         ("graph x.npy -o g.npz -k 0", "argument -k/--neighbors: must be a whole number of at least 1, got '0'"),
         (

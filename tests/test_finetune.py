@@ -179,7 +179,7 @@ def test_a_killed_run_resumes_to_the_same_result(options, words, tmp_path, monke
     capsys.readouterr()
     assert main([*words, "--output", str(tmp_path / "killed")]) == 130
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    command = shlex.split(line.partition("to go on: ")[2])
+    command = shlex.split(line.partition("to resume: ")[2])
     assert command[0] == "gloss-kernels" and command[-1] == "--resume"
     assert main(command[1:]) == 0
     for run in ("ce", "ce_gloss") if "--compare" in options else (".",):
@@ -197,7 +197,7 @@ def test_compare(words, tmp_path, capsys) -> None:
     assert main([*words, "--compare", "--output", str(tmp_path)]) == 0
     table = (tmp_path / "comparison.md").read_text()
     assert table in capsys.readouterr().out
-    for word in ("accuracy", "macro-F1", "silhouette", "seconds an epoch", "| cross entropy + G-Loss |"):
+    for word in ("accuracy", "macro-F1", "silhouette", "seconds per epoch", "| cross entropy + G-Loss |"):
         assert word in table
     ce, both = json.loads((tmp_path / "comparison.json").read_text())["runs"]
     assert ce["before"] == both["before"]
@@ -326,13 +326,13 @@ def test_layers_that_are_not_trained_stay(words, tiny, tmp_path, capsys) -> None
 
 def test_one_file_is_split_by_class(tmp_path) -> None:
     path = write_csv(tmp_path / "all.csv", [*make_documents(60, 0), ("only one of its kind", "rare")])
-    corpus = data.load_corpus(path, None, None, limit=20, seed=1)
-    assert [len(corpus.train), len(corpus.val), len(corpus.test)] == [20, 9, 9]
-    assert corpus.classes == ["food", "rare", "sky", "sport"]
-    assert "rare" in corpus.train.labels and set(corpus.test.labels) == set(TOPICS)
-    again = data.load_corpus(path, None, None, limit=20, seed=1)
-    assert corpus == again and corpus.fingerprint() == again.fingerprint()
-    assert corpus.fingerprint() != data.load_corpus(path, None, None, limit=20, seed=2).fingerprint()
+    dataset = data.load_dataset(path, None, None, limit=20, seed=1)
+    assert [len(dataset.train), len(dataset.val), len(dataset.test)] == [20, 9, 9]
+    assert dataset.classes == ["food", "rare", "sky", "sport"]
+    assert "rare" in dataset.train.labels and set(dataset.test.labels) == set(TOPICS)
+    again = data.load_dataset(path, None, None, limit=20, seed=1)
+    assert dataset == again and dataset.fingerprint() == again.fingerprint()
+    assert dataset.fingerprint() != data.load_dataset(path, None, None, limit=20, seed=2).fingerprint()
 
 
 @pytest.mark.parametrize("size", [2, 3, 20])
@@ -346,36 +346,45 @@ def test_no_batch_of_one(n: int, size: int) -> None:
 
 
 BAD = {
-    "missing file": ("--train nowhere.csv", "nowhere.csv: no such file"),
-    "missing column": ("--train {dir}/column.csv", "no column 'label'"),
-    "empty text": ("--train {dir}/empty.csv", "empty.csv: line 3: empty text"),
-    "empty label": ("--train {dir}/unlabelled.csv", "line 2: empty label"),
-    "empty file": ("--train {dir}/nothing.csv", "no column 'text'"),
-    "no documents": ("--test {dir}/header.csv", "no documents"),
+    "missing file": ("--train nowhere.csv", "nowhere.csv must be a file"),
+    "missing column": ("--train {dir}/column.csv", "column.csv must have the columns text and label, got text, topic"),
+    "empty text": ("--train {dir}/empty.csv", "empty.csv, line 3: text must not be empty"),
+    "empty label": ("--train {dir}/unlabelled.csv", "line 2: label must not be empty"),
+    "empty file": ("--train {dir}/nothing.csv", "nothing.csv must have the columns text and label, got none"),
+    "no documents": ("--test {dir}/header.csv", "header.csv must have documents, got none"),
     "not gzip": ("--train {dir}/plain.csv.gz", "cannot be read"),
     "not UTF-8": ("--train {dir}/latin.csv", "cannot be read"),
-    "one class": ("--train {dir}/one.csv", "one class only ('sky')"),
-    "absent class": ("--test {dir}/absent.csv", "class 'music' is absent from"),
-    "unknown model": ("--model {dir}/no-model", "no-model: cannot be loaded"),
-    "batch of one": ("--batch-size 1", "a batch of one"),
-    "lambda": ("--lambda 1.5", "got '1.5', wants a number from 0 to 1"),
-    "negative sigma": ("--sigma -1", "wants a number above 0, or root, mst, self-tuning"),
-    "sigma word": ("--sigma wide", "wants a number above 0, or root, mst, self-tuning"),
+    "one class": ("--train {dir}/one.csv", "must have two classes or more, got only 'sky'"),
+    "absent class": ("--test {dir}/absent.csv", "absent.csv must have the classes of "),
+    "unknown model": ("--model {dir}/no-model", "no-model cannot be loaded"),
+    "batch of one": ("--batch-size 1", "must be at least 2, got 1"),
+    "lambda": ("--lambda 1.5", "must be a number from 0 to 1, got '1.5'"),
+    "negative sigma": ("--sigma -1", "must be a number above 0, or root, mst, self-tuning, got '-1'"),
+    "sigma word": ("--sigma wide", "must be a number above 0, or root, mst, self-tuning, got 'wide'"),
     "labeled fraction": ("--labeled-fraction 1", "between 0 and 1"),
-    "neighbors": ("--neighbors 20", "--neighbors 20: wants fewer than --batch-size 20"),
-    "neighbors of the corpus": ("--graph corpus --neighbors 61", "a training document has only 60 others"),
-    "sigma of the corpus": ("--graph corpus --sigma self-tuning", "is for --graph batch; wants a number, root or mst"),
+    "neighbors": ("--neighbors 20", "--neighbors must be less than --batch-size 20, got 20"),
+    "neighbors of the corpus": (
+        "--graph corpus --neighbors 61",
+        "--neighbors must be at most 60, the other training documents, got 61",
+    ),
+    "sigma of the corpus": (
+        "--graph corpus --sigma self-tuning",
+        "--sigma must be a number, root or mst with --graph corpus, got self-tuning",
+    ),
     "labeled fraction of the corpus": ("--graph corpus --labeled-fraction 0.5", "a batch hides all its labels"),
-    "graph without its loss": ("--graph corpus --loss ce", "is for a --loss with G-Loss, got ce"),
+    "graph without its loss": (
+        "--graph corpus --loss ce",
+        "--loss must be gloss or ce+gloss with --graph corpus, got ce",
+    ),
     "epochs": ("--epochs 0", "at least 1"),
     "learning rate": ("--learning-rate nan", "above 0"),
-    "max length": ("--max-length 64", "reads at most 32 tokens"),
-    "limit": ("--limit 2", "less than the 3 classes"),
-    "device": ("--device abacus", "--device abacus: cannot be used"),
+    "max length": ("--max-length 64", "--max-length must be at most 32"),
+    "limit": ("--limit 2", "--limit must be at least 3, the classes of"),
+    "device": ("--device abacus", "--device abacus cannot be used"),
     "loss": ("--loss mse", "invalid choice: 'mse'"),
     "unknown option": ("--fast", "unrecognized arguments: --fast"),
     "resume where": ("--resume", "--resume needs --output"),
-    "output is a file": ("--output {dir}/one.csv", "is a file"),
+    "output is a file": ("--output {dir}/one.csv", "--output must be a folder, got the file"),
     "resume and overwrite": ("--output {dir}/run --resume --overwrite", "exclude each other"),
 }
 
@@ -404,7 +413,7 @@ def test_an_output_folder_with_a_run_is_guarded(words, tmp_path, capsys) -> None
     words = [*words, "--epochs", "1", "--loss", "ce"]
     assert main([*words, *out, "--resume"]) == 0  # nothing there yet: starts
     assert main([*words, *out]) == 2
-    assert "--resume goes on with it, --overwrite replaces it" in capsys.readouterr().err
+    assert "--resume continues it, --overwrite replaces it" in capsys.readouterr().err
     assert main([*words, *out, "--resume", "--epochs", "2"]) == 2
     assert "holds another run: epochs was 1, now 2" in capsys.readouterr().err
     assert main([*words, *out, "--resume", "--limit", "30"]) == 2
@@ -416,7 +425,7 @@ def test_an_output_folder_with_a_run_is_guarded(words, tmp_path, capsys) -> None
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"torn")
     capsys.readouterr()
     assert main([*words, *out, "--resume", "--epochs", "2"]) == 2
-    assert "checkpoint.pt: cannot be read" in capsys.readouterr().err
+    assert "checkpoint.pt cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["settings.json", "model/config.json", "metrics.json"])
@@ -463,7 +472,7 @@ def test_an_encoder_decoder_is_refused(words, tmp_path, capsys, tiny) -> None:
         tmp_path / "t5"
     )
     assert main([*words, "--model", str(tmp_path / "t5")]) == 2
-    assert "is an encoder-decoder" in capsys.readouterr().err
+    assert "--model must be an encoder, such as BERT, got " in capsys.readouterr().err
 
 
 def test_info_and_version(capsys) -> None:
@@ -496,8 +505,8 @@ sys.exit(main(["finetune"]))
     assert done.stderr == "error: transformers is missing: pip install '.[demo]'\n"
 
 
-def test_docstring_corpus() -> None:
-    texts, labels = docstrings.docstring_corpus()
+def test_docstring_documents() -> None:
+    texts, labels = docstrings.docstring_documents()
     if len(set(labels)) < 8:
         pytest.skip("fewer than 8 of the libraries are installed here")
     assert len(texts) == len(labels) == len(set(texts)) >= 1500

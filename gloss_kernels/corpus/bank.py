@@ -1,4 +1,4 @@
-"""The bank of a corpus: for every document a unit row, its label, and what label propagation says of it.
+"""The memory bank of a corpus: for every document a unit row, its label, and what label propagation says of it.
 
 Buffers only, no gradient. What leaves the bank are copies, so that writing a row never touches what autograd has saved.
 """
@@ -174,11 +174,11 @@ def check_ids(name: str, ids: Any, count: int, documents: int) -> Tensor:
     wrong = (ids < 0) | (ids >= documents)
     if bool(wrong.any()):
         at = int(wrong.nonzero()[0])
-        raise ValueError(f"{name}: entry {at} is {int(ids[at])}, wants 0..{documents - 1}")
+        raise ValueError(f"{name} must be in 0..{documents - 1}, got {int(ids[at])} at entry {at}")
     ordered = ids.sort().values
     repeats = ordered[1:] == ordered[:-1]
     if bool(repeats.any()):
-        raise ValueError(f"{name}: holds document {int(ordered[1:][repeats][0])} twice")
+        raise ValueError(f"{name} must name each document once, got {int(ordered[1:][repeats][0])} twice")
     checked: Tensor = ids
     return checked
 
@@ -187,6 +187,6 @@ def check_rows(name: str, embeddings: Any, dim: int) -> Tensor:
     """[any, dim], finite."""
     x = _validate.matrix(name, embeddings)
     if x.shape[1] != dim:
-        raise ValueError(f"{name}: got {x.shape[1]} columns, wants dim = {dim}")
+        raise ValueError(f"{name} must have dim = {dim} columns, got {x.shape[1]}")
     check_finite(name, x.detach())
     return x

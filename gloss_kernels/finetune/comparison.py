@@ -43,7 +43,7 @@ def loss_title(settings: dict[str, Any]) -> str:
 def table(results: list[Result]) -> str:
     """Markdown: a row of the encoder before training, then one for each run; scores on the test documents."""
     names = [name for _, name, _ in COLUMNS]
-    lines = [["loss", *names, "best epoch", "seconds an epoch"]]
+    lines = [["loss", *names, "best epoch", "seconds per epoch"]]
     lines.append(["(before training)", *_cells(results[0].metrics["before"]), "", ""])
     for result in results:
         m = result.metrics

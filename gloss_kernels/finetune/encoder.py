@@ -138,13 +138,13 @@ def load_encoder(name: str, max_length: int, seed: int) -> tuple[nn.Module, Any]
         encoder = AutoModel.from_pretrained(name).float()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CommandError(f"--model {name}: cannot be loaded: {reason}") from None
+        raise CommandError(f"--model {name} cannot be loaded: {reason}") from None
     if getattr(encoder.config, "is_encoder_decoder", False):
-        raise CommandError(f"--model {name}: is an encoder-decoder; wants an encoder, such as BERT")
+        raise CommandError(f"--model must be an encoder, such as BERT, got {name}, an encoder-decoder")
     positions = getattr(encoder.config, "max_position_embeddings", None) or max_length
     longest = min(positions, tokenizer.model_max_length)
     if max_length > longest:
-        raise CommandError(f"--max-length {max_length}: {name} reads at most {longest} tokens")
+        raise CommandError(f"--max-length must be at most {longest}, the tokens that {name} reads, got {max_length}")
     return encoder, tokenizer
 
 

@@ -22,17 +22,14 @@ from gloss_kernels.finetune.settings import (
 
 def batch_size(text: str) -> int:
     if text.strip() == "1":
-        raise argparse.ArgumentTypeError("a batch of one document has no graph; wants at least 2")
+        raise argparse.ArgumentTypeError("must be at least 2, got 1: a batch of one document has no graph")
     return whole(2)(text)
 
 
 def sigma(text: str) -> str:
     if text in ("root", "mst", "self-tuning"):
         return text
-    try:
-        return str(number(0, closed=False)(text))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wants a number above 0, or root, mst, self-tuning") from None
+    return str(number(0, closed=False, words="root, mst, self-tuning")(text))
 
 
 def add_parser(commands: Any) -> None:
@@ -80,7 +77,7 @@ def add_parser(commands: Any) -> None:
         choices=GRAPHS,
         default="batch",
         help="G-Loss joins a batch's documents to each other, or to the "
-        "nearest of all training documents, by a bank of their embeddings",
+        "nearest of all training documents, by a memory bank of their embeddings",
     )
     loss.add_argument(
         "--sigma",
@@ -98,7 +95,7 @@ def add_parser(commands: Any) -> None:
         "--neighbors",
         type=whole(1),
         metavar="K",
-        help="edges of a document (default: the whole batch, with --graph corpus 32)",
+        help="neighbours per document (default: the whole batch, with --graph corpus 32)",
     )
     loss.add_argument("--class-weights", choices=("none", "balanced"), default="none", help="weights of the classes")
 
@@ -109,7 +106,7 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help=f"passes over the training documents (default: {EPOCHS}, demo {DEMO_EPOCHS})",
     )
-    train.add_argument("--batch-size", type=batch_size, default=64, help="documents a step, at most")
+    train.add_argument("--batch-size", type=batch_size, default=64, help="documents per step, at most")
     train.add_argument("--learning-rate", type=number(0, closed=False), default=2e-4, help="of the encoder")
     train.add_argument("--head-learning-rate", type=number(0, closed=False), default=5e-3, help="of the linear head")
     train.add_argument(
@@ -123,7 +120,7 @@ def add_parser(commands: Any) -> None:
 
     out = p.add_argument_group("output")
     out.add_argument("--output", metavar="DIR", help="folder of the run (default: gloss-runs/<date-time>)")
-    out.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    out.add_argument("--resume", action="store_true", help="resume the run in --output after interruption")
     out.add_argument("--overwrite", action="store_true", help="replace the run in --output")
     out.add_argument(
         "--compare",

@@ -15,7 +15,7 @@ DEMO_TRAIN_LAYERS = 2
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run's result depends on, besides its documents. Saved with the run; --resume wants the same."""
+    """What a run's result depends on, besides its documents. Saved with the run; --resume needs the same."""
 
     model: str
     pooling: str

@@ -73,14 +73,16 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> Contents:
     parts = [(int(count), DTYPES[dtype]) for count, dtype in header["parts"]]
     dim = int(header["dim"])
     if sum(count for count, _ in parts) != header["count"]:
-        raise ValueError(f"path: {name!r} is damaged: it should hold {header['count']} rows, its parts hold others")
+        raise ValueError(
+            f"path: {name!r} is damaged: it should hold {header['count']} rows, its parts hold another number"
+        )
     bytes_of = [count * dim * dtype.itemsize if header["vectors"] else 0 for count, dtype in parts]
     if size != offset + sum(length + _gap(length) for length in bytes_of) + header["codes_bytes"]:
-        raise ValueError(f"path: {name!r} has {size} bytes, its header speaks of another size: it is cut or damaged")
+        raise ValueError(f"path: {name!r} is cut or damaged: its {size} bytes are not the size in its header")
     rows = Rows(dim)
     if header["vectors"]:
         if embeddings is not None:
-            raise ValueError(f"embeddings: not wanted, {name!r} holds its rows")
+            raise ValueError(f"embeddings must be None, since {name!r} holds its rows, got embeddings")
         for (count, dtype), length in zip(parts, bytes_of, strict=True):
             raw = np.memmap(path, np.uint8, "c", offset, (length,))  # "c": torch warns of arrays it must not write
             rows.append(torch.from_numpy(raw).view(dtype).view(count, dim), copy=False)
@@ -89,13 +91,17 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> Contents:
             raise ValueError(f"path: {name!r} is damaged: the checksum of its rows is wrong")
     else:
         if embeddings is None:
-            raise ValueError(f"embeddings: missing, {name!r} was saved with vectors=False")
+            raise ValueError(
+                f"embeddings must be the rows that {name!r} was built from (it was saved with vectors=False), got None"
+            )
         x, mapped = matrix("embeddings", embeddings, dim)
         if len(x) != header["count"]:
-            raise ValueError(f"embeddings: got {len(x)} rows, {name!r} was built from {header['count']}")
+            raise ValueError(
+                f"embeddings must be the {header['count']} rows that {name!r} was built from, got {len(x)} rows"
+            )
         rows.append(x, copy=not mapped)
         if rows.crc() != header["rows_crc"]:
-            raise ValueError(f"embeddings: are not the rows that {name!r} was built from")
+            raise ValueError(f"embeddings must be the rows that {name!r} was built from, got others")
     structure = None
     if header["codes_bytes"]:
         codes = np.fromfile(path, np.uint8, header["codes_bytes"], offset=offset)
@@ -116,16 +122,18 @@ def fingerprint(contents: Contents) -> str:
 def _header(name: str, start: bytes, file: Any) -> tuple[dict[str, Any], int]:
     """The checked header, and where the rows start."""
     if len(start) < START.size or not start.startswith(MAGIC):
-        raise ValueError(f"path: {name!r} is not an index saved by NeighborIndex.save")
+        raise ValueError(f"path must be a file written by NeighborIndex.save, got {name!r}")
     _, version, crc, length = START.unpack(start)
     if version != VERSION:
-        raise ValueError(f"path: {name!r} has format {version}, this version of gloss_kernels reads {VERSION}")
+        raise ValueError(
+            f"path must be of format {VERSION}, which this version of gloss_kernels reads, got {name!r} of {version}"
+        )
     text = file.read(min(length, 1 << 24))
     if len(text) != length or zlib.crc32(text) != crc:
         raise ValueError(f"path: {name!r} is cut or damaged: its header is not whole")
     header = json.loads(text)
     if header["kind"] not in KINDS:
-        raise ValueError(f"path: {name!r} holds the kind {header['kind']!r}, wants one of {', '.join(KINDS)}")
+        raise ValueError(f"path: {name!r} must hold one of the kinds {', '.join(KINDS)}, got {header['kind']!r}")
     return header, START.size + length
 
 

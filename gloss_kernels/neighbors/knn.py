@@ -19,7 +19,7 @@ from . import plan
 from .rows import Report, Rows
 
 BLOCK = 8192  # rows; the results of one are written at once
-EXACT_BLOCK = 65_536  # exact search wants many queries at a time
+EXACT_BLOCK = 65_536  # exact search is fastest with many queries at a time
 STATE, VALUES, INDICES = "state.json", "values.npy", "indices.npy"
 
 
@@ -87,7 +87,9 @@ class Blocks:
         else:
             for name in (VALUES, INDICES):
                 if (folder / name).exists():
-                    raise ValueError(f"checkpoint: {str(folder / name)!r} is there without {STATE}: not written by knn")
+                    raise ValueError(
+                        f"checkpoint must be a folder of knn or a new one, got {str(folder / name)!r} without {STATE}"
+                    )
             folder.mkdir(parents=True, exist_ok=True)
             self._write_state()
         for name, dtype in ((VALUES, np.float32), (INDICES, np.int64)):
@@ -115,7 +117,7 @@ class Blocks:
         for name, mine in self.identity.items():
             if state.get(name) != mine:
                 raise ValueError(
-                    f"checkpoint: {str(folder)!r} holds another search: {name} {state.get(name)!r}, wants {mine!r}"
+                    f"checkpoint {str(folder)!r} holds another search: {name} must be {mine!r}, got {state.get(name)!r}"
                 )
         self.done = done
 

@@ -137,15 +137,15 @@ def matrix(name: str, x: Any, dim: int | None = None) -> tuple[Tensor, bool]:
     mapped = isinstance(x, np.memmap)
     if isinstance(x, np.ndarray):
         if x.dtype not in (np.float16, np.float32, np.float64) or not x.dtype.isnative:
-            raise TypeError(f"{name}: got {x.dtype.str} numbers, wants native float16, float32 or float64")
+            raise TypeError(f"{name} must be native float16, float32 or float64 numbers, got {x.dtype.str}")
         with warnings.catch_warnings():  # a file opened for reading; nothing here writes to it
             warnings.filterwarnings("ignore", "The given NumPy array is not writ")
             x = torch.from_numpy(x if all(s >= 0 for s in x.strides) else x.copy())
     elif not isinstance(x, Tensor):
-        raise TypeError(f"{name}: got {type(x).__name__}, wants a torch.Tensor, a numpy array or a numpy.memmap")
+        raise TypeError(f"{name} must be a torch.Tensor, a numpy array or a numpy.memmap, got {type(x).__name__}")
     _validate.matrix(name, x)
     if dim is not None and x.shape[1] != dim:
-        raise ValueError(f"{name}: got {x.shape[1]} columns, wants {dim} as in the index")
+        raise ValueError(f"{name} must have {dim} columns as the index, got {x.shape[1]}")
     x = x.detach()
     step = max(1, BLOCK_BYTES // (4 * x.shape[1]))
     for begin in range(0, len(x), step):
@@ -153,5 +153,5 @@ def matrix(name: str, x: Any, dim: int | None = None) -> tuple[Tensor, bool]:
             check_finite(name, x[begin : begin + step])
         except ValueError:
             bad = int((~torch.isfinite(x[begin : begin + step]).all(dim=1)).nonzero()[0])
-            raise ValueError(f"{name}: row {begin + bad} holds NaN or Inf") from None
+            raise ValueError(f"{name}: row {begin + bad} contains NaN or Inf") from None
     return x, mapped
