@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 import tables
 
-from gloss_kernels.cli import main as gloss_kernels
+from gloss_kernels.cli.main import main as gloss_kernels
 
 DATA = machine.HERE.parent.parent / "shared" / "data"
 LOSSES = {

@@ -18,6 +18,9 @@ class TopK(NamedTuple):
     indices: Tensor
 
 
+TIE = 2e-6  # cosines nearer to each other than this may come in either order
+
+
 def cosine_topk(
     queries: Tensor,
     corpus: Tensor | None = None,

@@ -17,8 +17,10 @@ import torch
 from conftest import documents
 
 from gloss_kernels import NeighborIndex, SimilarityGraph, cosine_topk, propagate_labels, similarity_graph
-from gloss_kernels.cli import main
-from gloss_kernels.commands import run_graph, shared
+from gloss_kernels._files import replacing
+from gloss_kernels.cli import terminal
+from gloss_kernels.cli.components import components
+from gloss_kernels.cli.main import main
 from gloss_kernels.neighbors import knn as knn_module
 from gloss_kernels.neighbors.structures import Structure
 
@@ -130,13 +132,13 @@ def test_components(step: int) -> None:
         x = documents(max(n, 2), 3, seed=seed)
         graph = similarity_graph(x, k)
         count, names = csgraph.connected_components(graph.to_scipy())
-        assert run_graph.components(graph, step) == (count, np.bincount(names).max())
+        assert components(graph, step) == (count, np.bincount(names).max())
     chain = torch.arange(999)  # the longest way round
     order = torch.randperm(1000)
     row, col = order[torch.cat([chain, chain + 1])], order[torch.cat([chain + 1, chain])]
     sparse = pytest.importorskip("scipy.sparse")
     matrix = sparse.coo_array((np.ones(1998), (row.numpy(), col.numpy())), shape=(1001, 1001))
-    assert run_graph.components(SimilarityGraph.from_scipy(matrix), step) == (2, 1000)
+    assert components(SimilarityGraph.from_scipy(matrix), step) == (2, 1000)
 
 
 # ------------------------------------------------------------------------------------------- checkpoint
@@ -147,10 +149,10 @@ def interrupted_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, float], No
     monkeypatch.setattr(knn_module, "EXACT_BLOCK", 100)
 
     def arm(step: str, at: float) -> None:
-        def report(self: shared.Progress, name: str) -> Callable[[float], None]:
+        def report(self: terminal.Progress, name: str) -> Callable[[float], None]:
             return lambda share: signal.raise_signal(signal.SIGINT) if name == step and share >= at else None
 
-        monkeypatch.setattr(shared.Progress, "step", report)
+        monkeypatch.setattr(terminal.Progress, "step", report)
 
     return arm
 
@@ -167,12 +169,12 @@ def test_interrupted_graph_is_resumed(
     assert run(line) == 130
     shown = capsys.readouterr()
     assert shown.out == "" and not Path("graph.npz").exists()
-    again = shown.err.removeprefix("interrupted; to go on: gloss-kernels ").strip()
+    again = shown.err.removeprefix("interrupted; to resume: gloss-kernels ").strip()
     assert again == f"{line} --device cpu --resume"
     assert json.loads(Path("kept/state.json").read_text())["done"] == 300
-    assert "--checkpoint: 'kept' holds an earlier search; --resume goes on with it" in fails(line, capsys)
-    assert "--neighbors: got 6, but the search in --checkpoint has 5" in fails(f"{line} --resume -k 6", capsys)
-    assert "--recall: got 0.5, but the search" in fails(f"{line} --resume --recall 0.5", capsys)
+    assert "--checkpoint 'kept' holds an earlier search; --resume continues it" in fails(line, capsys)
+    assert "--neighbors must be 5, as in --checkpoint, got 6" in fails(f"{line} --resume -k 6", capsys)
+    assert "--recall must be 0.95, as in --checkpoint, got 0.5" in fails(f"{line} --resume --recall 0.5", capsys)
 
     searched: list[int] = []
     find = NeighborIndex._find_others
@@ -192,7 +194,7 @@ def test_interrupted_graph_is_resumed(
 
     np.save("x.npy", np.load("x.npy")[::-1].copy())
     message = fails(f"{again} --overwrite", capsys)
-    assert "embeddings: are not the rows that 'kept/index' was built from" in message
+    assert "embeddings must be the rows that 'kept/index' was built from, got others" in message
 
 
 def test_interrupted_without_a_checkpoint_or_an_index(
@@ -210,14 +212,14 @@ def test_interrupted_without_a_checkpoint_or_an_index(
 
 
 def test_a_folder_of_other_files_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "holds other files" in fails("graph x.npy -o graph.npz --checkpoint .", capsys)
+    assert "must be a new or empty folder" in fails("graph x.npy -o graph.npz --checkpoint .", capsys)
     assert sorted(path.name for path in folder.iterdir()) == ["x.npy", "y.npy"]
     Path("kept").mkdir()
     for text in ("", "[]", '{"kind": "auto"}'):
         Path("kept/settings.json").write_text(text)
         message = fails("graph x.npy -o graph.npz --checkpoint kept --resume", capsys)
         assert message == "--checkpoint: 'kept/settings.json' is damaged"
-    assert "--checkpoint: 'x.npy': File exists" in fails("graph x.npy -o graph.npz --checkpoint x.npy", capsys)
+    assert "--checkpoint 'x.npy': File exists" in fails("graph x.npy -o graph.npz --checkpoint x.npy", capsys)
 
 
 # ------------------------------------------------------------------------------------------- propagate
@@ -276,43 +278,46 @@ def test_a_solve_that_does_not_end_is_a_warning_line(folder: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("graph none.npy -o g.npz", "EMBEDDINGS: 'none.npy' cannot be read: No such file"),
-        ("graph . -o g.npz", "EMBEDDINGS: '.' cannot be read: Is a directory"),
-        ("graph text.npy -o g.npz", "EMBEDDINGS: 'text.npy' is empty, or not a whole .npy"),
-        ("graph empty.npy -o g.npz", "EMBEDDINGS: 'empty.npy' is empty, or not"),
-        ("graph cut.npy -o g.npz", "EMBEDDINGS: 'cut.npy' is empty, or not"),
-        ("graph objects.npy -o g.npz", "EMBEDDINGS: 'objects.npy' is empty, or not"),
-        ("graph zip.npz -o g.npz", "EMBEDDINGS: 'zip.npz' is an .npz, wants a .npy"),
-        ("graph y.npy -o g.npz", "embeddings: got <i4 numbers"),
+        ("graph none.npy -o g.npz", "EMBEDDINGS 'none.npy' cannot be read: No such file"),
+        ("graph . -o g.npz", "EMBEDDINGS '.' cannot be read: Is a directory"),
+        ("graph text.npy -o g.npz", "EMBEDDINGS must be a whole .npy file of numbers, got 'text.npy'"),
+        ("graph empty.npy -o g.npz", "EMBEDDINGS must be a whole .npy file of numbers, got 'empty.npy'"),
+        ("graph cut.npy -o g.npz", "EMBEDDINGS must be a whole .npy file of numbers, got 'cut.npy'"),
+        ("graph objects.npy -o g.npz", "EMBEDDINGS must be a whole .npy file of numbers, got 'objects.npy'"),
+        ("graph zip.npz -o g.npz", "EMBEDDINGS must be a .npy file, got 'zip.npz'"),
+        ("graph y.npy -o g.npz", "embeddings must be native float16, float32 or float64 numbers, got <i4"),
         ("graph flat.npy -o g.npz", "embeddings: got shape (9,)"),
         ("graph nan.npy -o g.npz -k 3", "embeddings: row 3 contains NaN or Inf"),
-        ("graph x.npy -o g.npz -k 600", "-k: got 600, but a row of 600 has only 599 others"),
-        ("graph x.npy -o g.npz -k 0", "argument -k/--neighbors: got '0'"),
-        ("graph x.npy -o g.npz --sigma 0", "argument --sigma: got '0', wants a number at least 1e-06, or root"),
-        ("graph x.npy -o g.npz --recall 1.5", "argument --recall: got '1.5'"),
-        ("graph x.npy -o g.npz --recall 0", "argument --recall: got '0'"),
+        ("graph x.npy -o g.npz -k 600", "-k must be less than the 600 rows of EMBEDDINGS, got 600"),
+        ("graph x.npy -o g.npz -k 0", "argument -k/--neighbors: must be a whole number of at least 1, got '0'"),
+        (
+            "graph x.npy -o g.npz --sigma 0",
+            "argument --sigma: must be a number at least 1e-06, or root, self-tuning, got '0'",
+        ),
+        ("graph x.npy -o g.npz --recall 1.5", "argument --recall: must be a number from 0 to 1, got '1.5'"),
+        ("graph x.npy -o g.npz --recall 0", "argument --recall: must be a number above 0, got '0'"),
         ("graph x.npy -o g.npz --kind annoy", "argument --kind: invalid choice"),
-        ("graph x.npy -o g.npz --resume", "--resume: wants --checkpoint"),
+        ("graph x.npy -o g.npz --resume", "--resume needs --checkpoint"),
         ("graph x.npy", "the following arguments are required: -o/--output"),
-        ("graph x.npy -o x.npy", "--output: 'x.npy' is there already; --overwrite replaces it"),
-        ("graph x.npy -o .", "--output: '.' is a folder"),
-        ("graph x.npy -o no/g.npz", "--output: there is no folder 'no'"),
-        ("propagate none.npz y.npy -o o.npz", "GRAPH: 'none.npz' cannot be read: No such file"),
+        ("graph x.npy -o x.npy", "--output 'x.npy' exists already; --overwrite replaces it"),
+        ("graph x.npy -o .", "--output must be a file, got the folder '.'"),
+        ("graph x.npy -o no/g.npz", "--output must lie in a folder that exists, got 'no/g.npz'"),
+        ("propagate none.npz y.npy -o o.npz", "GRAPH 'none.npz' cannot be read: No such file"),
         ("propagate zip.npz y.npy -o o.npz", "GRAPH: 'zip.npz' is not a graph saved by SimilarityGraph.save"),
         ("propagate text.npy y.npy -o o.npz", "GRAPH: 'text.npy' is not a graph"),
-        ("propagate x.npy y.npy -o o.npz", "GRAPH: 'x.npy' is not a graph"),
-        ("propagate g9.npz none.npy -o o.npz", "LABELS: 'none.npy' cannot be read"),
-        ("propagate g9.npz y.npy -o o.npz", "LABELS: got 600 labels, but GRAPH has 9 documents"),
-        ("propagate g9.npz x.npy -o o.npz", "LABELS: got float32 numbers, wants integers"),
-        ("propagate g9.npz square.npy -o o.npz", "LABELS: got shape (3, 3), wants [documents]"),
-        ("propagate g9.npz none9.npy -o o.npz", "LABELS: no document has a label"),
+        ("propagate x.npy y.npy -o o.npz", "GRAPH must be a file written by SimilarityGraph.save, got 'x.npy'"),
+        ("propagate g9.npz none.npy -o o.npz", "LABELS 'none.npy' cannot be read"),
+        ("propagate g9.npz y.npy -o o.npz", "LABELS must have a label for each of the 9 documents of GRAPH, got 600"),
+        ("propagate g9.npz x.npy -o o.npz", "LABELS must be integers, -1 for no label, got float32"),
+        ("propagate g9.npz square.npy -o o.npz", "LABELS must be of shape [documents], got (3, 3)"),
+        ("propagate g9.npz none9.npy -o o.npz", "LABELS must have a label of at least 0, got none"),
         ("propagate g9.npz y9.npy -o o.npz --num-classes 2", "labels: document 2 has label 2, wants 0..1 or -1"),
         ("propagate g9.npz low.npy -o o.npz", "labels: document 0 has label -7"),
         ("propagate directed.npz y9.npy -o o.npz", "graph: is directed, wants a symmetric one"),
-        ("propagate g9.npz y9.npy -o o.npz --alpha 1", "argument --alpha: got '1'"),
-        ("propagate g9.npz y9.npy -o x.npy", "--output: 'x.npy' is there already"),
-        ("propagate g9.npz y9.npy -o o.npz --device tpu", "--device tpu: cannot be used"),
-        ("propagate g9.npz y9.npy -o o.npz --device meta", "--device meta: wants cpu or cuda"),
+        ("propagate g9.npz y9.npy -o o.npz --alpha 1", "argument --alpha: must be a number between 0 and 1, got '1'"),
+        ("propagate g9.npz y9.npy -o x.npy", "--output 'x.npy' exists already"),
+        ("propagate g9.npz y9.npy -o o.npz --device tpu", "--device tpu cannot be used"),
+        ("propagate g9.npz y9.npy -o o.npz --device meta", "--device must be cpu or cuda, got meta"),
     ],
 )
 def test_errors_are_one_line(folder: Path, line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,7 +348,7 @@ def test_probabilities_that_memory_cannot_hold(folder: Path, capsys: pytest.Capt
     similarity_graph(documents(9, 4), 3).save("g9.npz")
     np.save("y9.npy", np.arange(9) + 10**14)
     assert run("propagate g9.npz y9.npy -o o.npz") == 1
-    assert "error: LABELS: 9 x 100,000,000,000,009 probabilities take" in capsys.readouterr().err
+    assert "error: --num-classes: 9 x 100,000,000,000,009 probabilities take" in capsys.readouterr().err
 
 
 def test_overwrite_and_a_failed_write(
@@ -361,8 +366,25 @@ def test_overwrite_and_a_failed_write(
     monkeypatch.setattr(SimilarityGraph, "save", full)
     capsys.readouterr()
     assert run("graph x.npy -o graph.npz --overwrite") == 1
-    assert capsys.readouterr().err == "error: --output: 'graph.npz' cannot be written: No space left on device\n"
+    assert capsys.readouterr().err == "error: --output 'graph.npz' cannot be written: No space left on device\n"
     assert Path("graph.npz").read_bytes() == whole and len(list(folder.iterdir())) == 3
+
+
+def test_replacing_leaves_the_old_file_or_the_whole_new_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd))
+    file, before = Path("new.txt"), sorted(folder.iterdir())
+    for old, new in ((None, "one"), ("one", "two")):
+        with replacing(file) as beside:
+            beside.write_text(new)
+            assert (file.read_text() if file.exists() else None) == old
+        assert file.read_text() == new
+        assert synced.pop() == str(folder / beside), "on the disk before it has its name"
+    with pytest.raises(KeyboardInterrupt), replacing(file) as beside:
+        beside.write_text("half")
+        raise KeyboardInterrupt
+    assert file.read_text() == "two" and sorted(folder.iterdir()) == sorted([*before, folder / file])
 
 
 # ------------------------------------------------------------------------------------------- the terminal
@@ -388,9 +410,8 @@ def test_progress_line(folder: Path, quiet: bool, monkeypatch: pytest.MonkeyPatc
 
 def test_both_as_programs(folder: Path) -> None:
     """The one run in processes of their own: also that faiss and scipy are not needed."""
-    code = (
-        "import sys; sys.modules.update(faiss=None, scipy=None); from gloss_kernels.cli import main; sys.exit(main())"
-    )
+    code = "import sys; sys.modules.update(faiss=None, scipy=None)\n"
+    code += "from gloss_kernels.cli.main import main\nsys.exit(main())"
 
     def program(line: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-c", code, *shlex.split(line)], capture_output=True, text=True)
@@ -399,5 +420,7 @@ def test_both_as_programs(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "") and "components" in done.stdout
     done = program("propagate graph.npz y.npy -o out.npz --device cpu")
     assert (done.returncode, done.stderr) == (0, "") and "reachable" in done.stdout and "components" in done.stdout
+    info = subprocess.run([sys.executable, "-m", "gloss_kernels"], capture_output=True, text=True)
+    assert (info.returncode, info.stderr) == (0, "") and "backends" in info.stdout and "extras" in info.stdout
     done = program("graph x.npy -o other.npz --kind hnsw")
     assert done.returncode == 2 and "gloss-kernels[faiss-cpu]" in done.stderr and done.stderr.count("\n") == 1

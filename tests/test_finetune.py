@@ -7,22 +7,25 @@ import gzip
 import io
 import json
 import random
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch")
-for extra in ("transformers", "tokenizers", "sklearn", "matplotlib", "tqdm", "safetensors"):
+for extra in ("transformers", "tokenizers", "sklearn", "matplotlib", "safetensors"):
     pytest.importorskip(extra, reason=f"{extra} is not installed: pip install '.[demo]'")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from gloss_kernels.cli import main  # noqa: E402
-from gloss_kernels.finetune import data, docstrings, encoder, training  # noqa: E402
+from gloss_kernels.cli.main import main, parser  # noqa: E402
+from gloss_kernels.finetune import clock, command, data, docstrings, encoder, training  # noqa: E402
 
 TOPICS = {
     "sport": "ball goal team player match score win league coach field",
@@ -176,7 +179,7 @@ def test_a_killed_run_resumes_to_the_same_result(options, words, tmp_path, monke
     capsys.readouterr()
     assert main([*words, "--output", str(tmp_path / "killed")]) == 130
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    command = shlex.split(line.partition("to go on: ")[2])
+    command = shlex.split(line.partition("to resume: ")[2])
     assert command[0] == "gloss-kernels" and command[-1] == "--resume"
     assert main(command[1:]) == 0
     for run in ("ce", "ce_gloss") if "--compare" in options else (".",):
@@ -194,7 +197,7 @@ def test_compare(words, tmp_path, capsys) -> None:
     assert main([*words, "--compare", "--output", str(tmp_path)]) == 0
     table = (tmp_path / "comparison.md").read_text()
     assert table in capsys.readouterr().out
-    for word in ("accuracy", "macro-F1", "silhouette", "seconds an epoch", "| cross entropy + G-Loss |"):
+    for word in ("accuracy", "macro-F1", "silhouette", "seconds per epoch", "| cross entropy + G-Loss |"):
         assert word in table
     ce, both = json.loads((tmp_path / "comparison.json").read_text())["runs"]
     assert ce["before"] == both["before"]
@@ -203,15 +206,133 @@ def test_compare(words, tmp_path, capsys) -> None:
     assert (tmp_path / "curves.png").exists() and (tmp_path / "projection.png").exists()
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_a_terminal_shows(words, tmp_path, capsys, monkeypatch) -> None:
+    """One progress line of ours with the time that is left, wiped at the end; no bar or warning of another library."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert main([*words, "--compare", "--output", str(tmp_path)]) == 0
+    shown = terminal.getvalue()
+    lines = [line.strip() for line in shown.split("\r") if line.strip()]
+    pattern = r"(reading|epoch \d/3 +\d+ %|validation|test documents|pictures)(, about (\d+ min)? ?(\d+ s)? left)?"
+    assert lines and all(re.fullmatch(pattern, line) for line in lines), lines
+    assert any(line.startswith("epoch 2/3  26 %, about ") for line in lines)
+    assert "\n" not in shown and shown.endswith(" \r")
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^  about (\d+ min)? ?(\d+ s)? in all, by the first 5 batches$", out, re.M)) == 1
+    assert len(re.findall(r"  epoch \d/3: .* s, about .* left$", out, re.M)) == 6
+    assert f"pictures: {tmp_path / 'projection.png'}" in out
+
+
+def test_the_clock_knows_what_is_left(monkeypatch) -> None:
+    """Batches of 10 documents in 2 s each; whoever slows down is told so."""
+    now = 0.0
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now)
+    timer = clock.Clock()
+    timer.left, timer.panels = 300.0, 3
+
+    def batch(seconds: float) -> float:
+        nonlocal now
+        with timer.timed(10, training=True):
+            now += seconds
+        return timer.seconds_left() or 0.0
+
+    assert batch(50) == 0, "the first one warms up, and says nothing"
+    pictures = 3 * clock.PANEL_SECONDS
+    for left in (280, 270, 260):
+        assert batch(2) == pytest.approx(left * 0.2 + pictures)
+    slower = [batch(4) for _ in range(10)]
+    assert slower[-1] > 1.3 * (160 * 0.2) + pictures, "half the pace moves the estimate"
+    assert timer.elapsed() == 96
+
+
+def test_work_by_hand() -> None:
+    counts = {"train": 100, "val": 20, "test": 10}
+    settings = SimpleNamespace(train_layers=2, graph="batch", sigma="0.5", loss="ce+gloss", epochs=4)
+    done = clock.work(settings, counts, 6, 50)
+    read = 0.6  # forward of six layers; backward, at twice the cost, of two: 6 / (6 + 2 * 2)
+    assert done.read == pytest.approx(read) and done.epoch == pytest.approx(100 + 20 * read)
+    assert done.all() == pytest.approx(read * 10 + 4 * (100 + 20 * read) + read * 10)
+    settings = SimpleNamespace(train_layers=None, graph="corpus", sigma="root", loss="gloss", epochs=1)
+    done = clock.work(settings, counts, 1, 50)
+    assert done.before == pytest.approx((10 + 100 + 50) / 3) and done.after == pytest.approx((10 + 100) / 3)
+    assert done.epoch == pytest.approx(100 + (20 + 50) / 3)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "1 s"),
+        (7, "5 s"),
+        (58, "1 min"),
+        (100, "1 min 40 s"),
+        (597, "10 min"),
+        (7000, "117 min"),
+        (9000, "2 h 30 min"),
+    ],
+)
+def test_time_in_words(seconds: float, text: str) -> None:
+    assert clock.in_words(seconds) == text
+
+
+def parsed(line: str) -> Namespace:
+    return parser().parse_args(["finetune", *line.split()])
+
+
+def test_the_demo_has_its_own_defaults() -> None:
+    cpu = torch.device("cpu")
+    demo, own = (command.choose_settings(parsed(line), cpu) for line in ("", "--train x.csv"))
+    assert (demo.epochs, demo.max_length, demo.train_layers) == (4, 32, 2) and command.wants_comparison(parsed(""))
+    assert (own.epochs, own.max_length, own.train_layers) == (5, 64, None)
+    assert not command.wants_comparison(parsed("--train x.csv"))
+    assert not command.wants_comparison(parsed("--no-compare")) and command.wants_comparison(
+        parsed("--train x --compare")
+    )
+    said = command.choose_settings(parsed("--epochs 1 --max-length 9 --train-layers 6"), cpu)
+    assert (said.epochs, said.max_length, said.train_layers) == (1, 9, 6)
+    assert command.choose_settings(parsed("--model other"), cpu).train_layers is None
+
+
+def test_layers_that_are_not_trained_stay(words, tiny, tmp_path, capsys) -> None:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig.from_pretrained(tiny["model"], num_hidden_layers=3)
+    shutil.copytree(tiny["model"], tmp_path / "three")
+    BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "three")
+    line = [
+        *words,
+        "--model",
+        str(tmp_path / "three"),
+        "--epochs",
+        "1",
+        "--overwrite",
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    old = load_file(tmp_path / "three" / "model.safetensors")
+    for count in (1, 2):
+        assert main([*line, "--train-layers", str(count)]) == 0
+        new = load_file(tmp_path / "run" / "model" / "model.safetensors")
+        moved = {name for name in old if not torch.equal(old[name], new[name])}
+        layers = {int(name.split("layer.")[1][0]) for name in moved}
+        assert layers == set(range(3 - count, 3)), moved
+    assert main([*line, "--train-layers", "4"]) == 2
+    assert "--train-layers must be at most the 3 layers of the encoder, got 4" in capsys.readouterr().err
+
+
 def test_one_file_is_split_by_class(tmp_path) -> None:
     path = write_csv(tmp_path / "all.csv", [*make_documents(60, 0), ("only one of its kind", "rare")])
-    corpus = data.load_corpus(path, None, None, limit=20, seed=1)
-    assert [len(corpus.train), len(corpus.val), len(corpus.test)] == [20, 9, 9]
-    assert corpus.classes == ["food", "rare", "sky", "sport"]
-    assert "rare" in corpus.train.labels and set(corpus.test.labels) == set(TOPICS)
-    again = data.load_corpus(path, None, None, limit=20, seed=1)
-    assert corpus == again and corpus.fingerprint() == again.fingerprint()
-    assert corpus.fingerprint() != data.load_corpus(path, None, None, limit=20, seed=2).fingerprint()
+    dataset = data.load_dataset(path, None, None, limit=20, seed=1)
+    assert [len(dataset.train), len(dataset.val), len(dataset.test)] == [20, 9, 9]
+    assert dataset.classes == ["food", "rare", "sky", "sport"]
+    assert "rare" in dataset.train.labels and set(dataset.test.labels) == set(TOPICS)
+    again = data.load_dataset(path, None, None, limit=20, seed=1)
+    assert dataset == again and dataset.fingerprint() == again.fingerprint()
+    assert dataset.fingerprint() != data.load_dataset(path, None, None, limit=20, seed=2).fingerprint()
 
 
 @pytest.mark.parametrize("size", [2, 3, 20])
@@ -225,36 +346,45 @@ def test_no_batch_of_one(n: int, size: int) -> None:
 
 
 BAD = {
-    "missing file": ("--train nowhere.csv", "nowhere.csv: no such file"),
-    "missing column": ("--train {dir}/column.csv", "no column 'label'"),
-    "empty text": ("--train {dir}/empty.csv", "empty.csv: line 3: empty text"),
-    "empty label": ("--train {dir}/unlabelled.csv", "line 2: empty label"),
-    "empty file": ("--train {dir}/nothing.csv", "no column 'text'"),
-    "no documents": ("--test {dir}/header.csv", "no documents"),
+    "missing file": ("--train nowhere.csv", "nowhere.csv must be a file"),
+    "missing column": ("--train {dir}/column.csv", "column.csv must have the columns text and label, got text, topic"),
+    "empty text": ("--train {dir}/empty.csv", "empty.csv, line 3: text must not be empty"),
+    "empty label": ("--train {dir}/unlabelled.csv", "line 2: label must not be empty"),
+    "empty file": ("--train {dir}/nothing.csv", "nothing.csv must have the columns text and label, got none"),
+    "no documents": ("--test {dir}/header.csv", "header.csv must have documents, got none"),
     "not gzip": ("--train {dir}/plain.csv.gz", "cannot be read"),
     "not UTF-8": ("--train {dir}/latin.csv", "cannot be read"),
-    "one class": ("--train {dir}/one.csv", "one class only ('sky')"),
-    "absent class": ("--test {dir}/absent.csv", "class 'music' is absent from"),
-    "unknown model": ("--model {dir}/no-model", "no-model: cannot be loaded"),
-    "batch of one": ("--batch-size 1", "a batch of one"),
-    "lambda": ("--lambda 1.5", "got '1.5', wants a number from 0 to 1"),
-    "negative sigma": ("--sigma -1", "wants a number above 0, or root, mst, self-tuning"),
-    "sigma word": ("--sigma wide", "wants a number above 0, or root, mst, self-tuning"),
+    "one class": ("--train {dir}/one.csv", "must have two classes or more, got only 'sky'"),
+    "absent class": ("--test {dir}/absent.csv", "absent.csv must have the classes of "),
+    "unknown model": ("--model {dir}/no-model", "no-model cannot be loaded"),
+    "batch of one": ("--batch-size 1", "must be at least 2, got 1"),
+    "lambda": ("--lambda 1.5", "must be a number from 0 to 1, got '1.5'"),
+    "negative sigma": ("--sigma -1", "must be a number above 0, or root, mst, self-tuning, got '-1'"),
+    "sigma word": ("--sigma wide", "must be a number above 0, or root, mst, self-tuning, got 'wide'"),
     "labeled fraction": ("--labeled-fraction 1", "between 0 and 1"),
-    "neighbors": ("--neighbors 20", "--neighbors 20: wants fewer than --batch-size 20"),
-    "neighbors of the corpus": ("--graph corpus --neighbors 61", "a training document has only 60 others"),
-    "sigma of the corpus": ("--graph corpus --sigma self-tuning", "is for --graph batch; wants a number, root or mst"),
+    "neighbors": ("--neighbors 20", "--neighbors must be less than --batch-size 20, got 20"),
+    "neighbors of the corpus": (
+        "--graph corpus --neighbors 61",
+        "--neighbors must be at most 60, the other training documents, got 61",
+    ),
+    "sigma of the corpus": (
+        "--graph corpus --sigma self-tuning",
+        "--sigma must be a number, root or mst with --graph corpus, got self-tuning",
+    ),
     "labeled fraction of the corpus": ("--graph corpus --labeled-fraction 0.5", "a batch hides all its labels"),
-    "graph without its loss": ("--graph corpus --loss ce", "is for a --loss with G-Loss, got ce"),
+    "graph without its loss": (
+        "--graph corpus --loss ce",
+        "--loss must be gloss or ce+gloss with --graph corpus, got ce",
+    ),
     "epochs": ("--epochs 0", "at least 1"),
     "learning rate": ("--learning-rate nan", "above 0"),
-    "max length": ("--max-length 64", "reads at most 32 tokens"),
-    "limit": ("--limit 2", "less than the 3 classes"),
-    "device": ("--device abacus", "--device abacus: cannot be used"),
+    "max length": ("--max-length 64", "--max-length must be at most 32"),
+    "limit": ("--limit 2", "--limit must be at least 3, the classes of"),
+    "device": ("--device abacus", "--device abacus cannot be used"),
     "loss": ("--loss mse", "invalid choice: 'mse'"),
     "unknown option": ("--fast", "unrecognized arguments: --fast"),
     "resume where": ("--resume", "--resume needs --output"),
-    "output is a file": ("--output {dir}/one.csv", "is a file"),
+    "output is a file": ("--output {dir}/one.csv", "--output must be a folder, got the file"),
     "resume and overwrite": ("--output {dir}/run --resume --overwrite", "exclude each other"),
 }
 
@@ -283,7 +413,7 @@ def test_an_output_folder_with_a_run_is_guarded(words, tmp_path, capsys) -> None
     words = [*words, "--epochs", "1", "--loss", "ce"]
     assert main([*words, *out, "--resume"]) == 0  # nothing there yet: starts
     assert main([*words, *out]) == 2
-    assert "--resume goes on with it, --overwrite replaces it" in capsys.readouterr().err
+    assert "--resume continues it, --overwrite replaces it" in capsys.readouterr().err
     assert main([*words, *out, "--resume", "--epochs", "2"]) == 2
     assert "holds another run: epochs was 1, now 2" in capsys.readouterr().err
     assert main([*words, *out, "--resume", "--limit", "30"]) == 2
@@ -295,7 +425,7 @@ def test_an_output_folder_with_a_run_is_guarded(words, tmp_path, capsys) -> None
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"torn")
     capsys.readouterr()
     assert main([*words, *out, "--resume", "--epochs", "2"]) == 2
-    assert "checkpoint.pt: cannot be read" in capsys.readouterr().err
+    assert "checkpoint.pt cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["settings.json", "model/config.json", "metrics.json"])
@@ -342,7 +472,7 @@ def test_an_encoder_decoder_is_refused(words, tmp_path, capsys, tiny) -> None:
         tmp_path / "t5"
     )
     assert main([*words, "--model", str(tmp_path / "t5")]) == 2
-    assert "is an encoder-decoder" in capsys.readouterr().err
+    assert "--model must be an encoder, such as BERT, got " in capsys.readouterr().err
 
 
 def test_info_and_version(capsys) -> None:
@@ -361,7 +491,7 @@ def test_help_needs_no_extra_and_a_missing_one_is_named() -> None:
     code = """
 import sys
 sys.modules["transformers"] = None
-from gloss_kernels.cli import main
+from gloss_kernels.cli.main import main
 assert main([]) == 0
 try:
     main(["finetune", "--help"])
@@ -375,8 +505,8 @@ sys.exit(main(["finetune"]))
     assert done.stderr == "error: transformers is missing: pip install '.[demo]'\n"
 
 
-def test_docstring_corpus() -> None:
-    texts, labels = docstrings.docstring_corpus()
+def test_docstring_documents() -> None:
+    texts, labels = docstrings.docstring_documents()
     if len(set(labels)) < 8:
         pytest.skip("fewer than 8 of the libraries are installed here")
     assert len(texts) == len(labels) == len(set(texts)) >= 1500

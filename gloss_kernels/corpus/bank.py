@@ -1,4 +1,4 @@
-"""The bank of a corpus: for every document a unit row, its label, and what label propagation says of it.
+"""The memory bank of a corpus: for every document a unit row, its label, and what label propagation says of it.
 
 Buffers only, no gradient. What leaves the bank are copies, so that writing a row never touches what autograd has saved.
 """
@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from .._checks import finite_rows
 from .._math import unit_rows
-from ..topk import cosine_topk
+from ..topk import TIE, cosine_topk
 
 CHUNK = 1 << 16  # rows converted or compared at a time
 SLACK = 8  # neighbours searched beyond those wanted: for rows to leave out, and for the rounding of the queries
-TOLERANCE = 2e-6  # of exact search, as in cosine_topk
 
 
 class Bank(nn.Module):
@@ -101,7 +99,7 @@ class Bank(nn.Module):
             moved = (unit_rows(rounded) - unit_rows(asked.detach())).norm(dim=1)
             indices = indices.sort(dim=1).values  # equal cosines: the lower index first
             indices, c = self.best(asked, indices, ~skipped[indices], k)
-            proven = c.detach()[:, -1] >= values[:, -1] + moved - TOLERANCE
+            proven = c.detach()[:, -1] >= values[:, -1] + moved - TIE
             done.append((left[proven], indices[proven], c[proven]))
             left, wanted = left[~proven], 4 * wanted
         if len(left):
@@ -176,11 +174,11 @@ def check_ids(name: str, ids: Any, count: int, documents: int) -> Tensor:
     wrong = (ids < 0) | (ids >= documents)
     if bool(wrong.any()):
         at = int(wrong.nonzero()[0])
-        raise ValueError(f"{name}: entry {at} is {int(ids[at])}, wants 0..{documents - 1}")
+        raise ValueError(f"{name} must be in 0..{documents - 1}, got {int(ids[at])} at entry {at}")
     ordered = ids.sort().values
     repeats = ordered[1:] == ordered[:-1]
     if bool(repeats.any()):
-        raise ValueError(f"{name}: holds document {int(ordered[1:][repeats][0])} twice")
+        raise ValueError(f"{name} must name each document once, got {int(ordered[1:][repeats][0])} twice")
     checked: Tensor = ids
     return checked
 
@@ -189,6 +187,6 @@ def check_rows(name: str, embeddings: Any, dim: int) -> Tensor:
     """[any, dim], finite."""
     x = _checks.matrix(name, embeddings)
     if x.shape[1] != dim:
-        raise ValueError(f"{name}: got {x.shape[1]} columns, wants dim = {dim}")
-    finite_rows(name, x.detach())
+        raise ValueError(f"{name} must have dim = {dim} columns, got {x.shape[1]}")
+    _checks.finite_rows(name, x.detach())
     return x

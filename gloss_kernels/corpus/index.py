@@ -1,4 +1,4 @@
-"""Approximate neighbours in the bank: a NeighborIndex of earlier rows, scored by the rows of today."""
+"""Approximate neighbours in the memory bank: a NeighborIndex of earlier rows, scored by the rows of today."""
 
 from __future__ import annotations
 
@@ -96,18 +96,22 @@ def _first(wanted: Tensor, k: int) -> Tensor:
 
 def check_index(index: Any, refresh_every: int | None, n_neighbors: int) -> BankIndex | None:
     if index is not None and not isinstance(index, (str, dict)):
-        raise TypeError(f"index: got {type(index).__name__}, wants None, a kind of NeighborIndex or its arguments")
+        raise TypeError(
+            f"index must be None, a kind of NeighborIndex or a dict of its arguments, got {type(index).__name__}"
+        )
     if refresh_every is not None:
         _checks.whole_number("refresh_every", refresh_every, 1)
         if index is None:
-            raise ValueError("refresh_every: is for index=, which is None: the exact search uses today's rows")
+            raise ValueError(f"refresh_every must be None where index is None (exact search), got {refresh_every}")
     if index is None:
         return None
     options = {"kind": index} if isinstance(index, str) else dict(index)
     known = set(inspect.signature(NeighborIndex.build).parameters) - {"embeddings"}
     for name in options:
         if name not in known:
-            raise ValueError(f"index: got the argument {name!r}, NeighborIndex.build takes {', '.join(sorted(known))}")
+            raise ValueError(
+                f"index must have arguments of NeighborIndex.build ({', '.join(sorted(known))}), got {name!r}"
+            )
     kind = _checks.choice("index", options.get("kind", "auto"), ("auto", *KINDS))
     if kind not in ("auto", "exact"):
         load_faiss()

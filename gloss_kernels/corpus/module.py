@@ -25,10 +25,10 @@ class CorpusGLoss(nn.Module):
     """G-Loss of a batch, its neighbours taken from the whole corpus: the batch's labels are hidden, those of all other
     documents flow to it.
 
-    A bank keeps a unit row a document. In a step the batch's live rows stand for their rows in the bank; they are
-    joined to their nearest documents in the rest of the bank and in the batch; with A_BL, A_BB these weights, D their
-    row sums and Y_L the bank's labels (constants), the batch receives F_B = (D_BB - A_BB)^-1 A_BL Y_L. The gradient
-    reaches the live rows only. Usage::
+    A memory bank keeps one unit row per document. In a step the batch's live rows stand for their rows in the bank;
+    they are joined to their nearest documents in the rest of the bank and in the batch; with A_BL, A_BB these weights,
+    D their row sums and Y_L the bank's labels (constants), the batch receives F_B = (D_BB - A_BB)^-1 A_BL Y_L. The
+    gradient reaches the live rows only. Usage::
 
         gloss = CorpusGLoss(labels, dim)
         gloss.refresh_from(encoder, batches)  # batches of (document_ids, inputs): fills the bank
@@ -104,12 +104,12 @@ class CorpusGLoss(nn.Module):
         if num_classes is None:
             num_classes = int(labels.max()) + 1 if len(labels) else 0
             if num_classes < 1:
-                raise ValueError("labels: no document has a label, wants one of at least 0")
+                raise ValueError("labels must have one of at least 0, got no document with a label")
         self.num_classes = _checks.whole_number("num_classes", num_classes, 1)
         check_labels("labels", labels.cpu(), num_classes)
         self.n_neighbors = _checks.whole_number("n_neighbors", n_neighbors, 1)
         if n_neighbors > len(labels) - 1:
-            raise ValueError(f"n_neighbors: got {n_neighbors}, but a document of {len(labels)} has fewer others")
+            raise ValueError(f"n_neighbors must be less than the {len(labels)} documents, got {n_neighbors}")
         self.batch_neighbors = _checks.whole_number("batch_neighbors", batch_neighbors, 0)
         self.sigma = _checks.number("sigma", sigma, SMALLEST_SIGMA)
         self.target = _checks.choice("target", target, TARGETS)
@@ -137,7 +137,7 @@ class CorpusGLoss(nn.Module):
         if document_ids is not None:
             check_ids("document_ids", document_ids, len(x), len(self.bank))
         elif len(x) != len(self.bank):
-            raise ValueError(f"embeddings: got {len(x)} rows, wants {len(self.bank)}, or document_ids")
+            raise ValueError(f"embeddings must have {len(self.bank)} rows where document_ids is None, got {len(x)}")
         self.flush()
         self.bank.write(document_ids, x)
         self._rows_since_propagation += len(x)
@@ -172,7 +172,7 @@ class CorpusGLoss(nn.Module):
         _checks.integers("labels", labels, (count,))
         check_labels("labels", labels.cpu(), self.num_classes)
         if embeddings is not None and len(check_rows("embeddings", embeddings, self.dim)) != len(labels):
-            raise ValueError(f"embeddings: got {len(embeddings)} rows for {len(labels)} labels")
+            raise ValueError(f"embeddings must have a row per label, {len(labels)}, got {len(embeddings)}")
         self.flush()
         ids = self.bank.extend(labels)
         if embeddings is not None:
@@ -304,7 +304,9 @@ class CorpusGLoss(nn.Module):
     # -------------------------------------------------------------------------------------------- now and then
     def _require_rows(self) -> None:
         if self.bank.num_filled == 0:
-            raise RuntimeError("the bank is empty: call refresh(embeddings) or refresh_from(encode, batches) first")
+            raise RuntimeError(
+                "the memory bank is empty: call refresh(embeddings) or refresh_from(encode, batches) first"
+            )
 
     def _propagate_if_due(self) -> None:
         if not self.bank.has_unlabeled:

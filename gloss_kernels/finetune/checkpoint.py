@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gloss_kernels.cli import CommandError
+from gloss_kernels._files import replacing, write_text
+from gloss_kernels.cli.errors import CommandError
 
 SETTINGS, CHECKPOINT, METRICS, EMBEDDINGS, MODEL = (
     "settings.json",
@@ -32,13 +32,13 @@ def open_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None
             if saved.get(key) != settings.get(key):
                 what = f"{key} was {saved.get(key)}, now {settings.get(key)}"
                 what = "its documents differ" if key == "documents" else what
-                raise CommandError(f"{folder} holds another run: {what}; give another --output")
+                raise CommandError(f"--output {folder} holds another run: {what}; give another folder")
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
     except OSError as error:
-        raise CommandError(f"--output {folder}: cannot be written: {error.strerror}") from None
+        raise CommandError(f"--output {folder} cannot be written: {error.strerror}") from None
 
 
 def is_run(folder: Path) -> bool:
@@ -53,16 +53,16 @@ def is_run(folder: Path) -> bool:
 def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """A folder without our files, or with a run of ours that --resume or --overwrite is meant for."""
     if folder.exists() and not folder.is_dir():
-        raise CommandError(f"--output {folder}: is a file, wants a folder")
+        raise CommandError(f"--output must be a folder, got the file {folder}")
     if is_run(folder):
         if not resume and not overwrite:
-            raise CommandError(f"--output {folder}: holds a run; --resume goes on with it, --overwrite replaces it")
+            raise CommandError(f"--output {folder} holds a run; --resume continues it, --overwrite replaces it")
         return
     if resume:  # a settings file that is not ours is refused by open_folder
         return
     taken = [name for name in (SETTINGS, CHECKPOINT, METRICS, EMBEDDINGS, MODEL) if (folder / name).exists()]
     if taken:
-        raise CommandError(f"--output {folder}: holds {taken[0]} but no run of gloss-kernels; give another --output")
+        raise CommandError(f"--output {folder} holds {taken[0]} but no run of gloss-kernels; give another folder")
 
 
 def clear(folder: Path) -> None:
@@ -77,16 +77,13 @@ def clear(folder: Path) -> None:
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write beside, then rename: a kill at any moment leaves the old checkpoint or the new one."""
+    """A kill at any moment leaves the old checkpoint or the new one."""
     path = folder / CHECKPOINT
-    beside = path.with_suffix(".tmp")
     try:
-        torch.save(state, beside)
-        os.replace(beside, path)
+        with replacing(path) as beside:
+            torch.save(state, beside)
     except OSError as error:
-        raise CommandError(f"{path}: cannot be written: {error.strerror}", code=1) from None
-    finally:
-        beside.unlink(missing_ok=True)
+        raise CommandError(f"{path} cannot be written: {error.strerror}", code=1) from None
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -96,7 +93,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a broken file raises is up to pickle, zip and torch
-        raise CommandError(f"{path}: cannot be read ({type(error).__name__}); remove it to start again") from None
+        raise CommandError(f"{path} cannot be read ({type(error).__name__}); remove it to start again") from None
     return state
 
 
@@ -104,13 +101,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise CommandError(f"{path}: cannot be read as JSON") from None
+        raise CommandError(f"{path} cannot be read as JSON") from None
     if not isinstance(value, dict):
-        raise CommandError(f"{path}: cannot be read: wants a JSON object")
+        raise CommandError(f"{path} must be a JSON object, got {type(value).__name__}")
     return value
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -17,14 +17,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import gloss_kernels
-from gloss_kernels.cli import CommandError
+from gloss_kernels.cli.errors import CommandError
+from gloss_kernels.cli.options import choose_device
 from gloss_kernels.finetune import checkpoint, comparison
+from gloss_kernels.finetune.clock import Clock, in_words
 from gloss_kernels.finetune.comparison import Result
-from gloss_kernels.finetune.data import Corpus, load_corpus
+from gloss_kernels.finetune.data import Dataset, load_dataset
 from gloss_kernels.finetune.encoder import Classifier, load_encoder, packaged_model, tokenize
 from gloss_kernels.finetune.evaluation import embedding_scores, head_scores
-from gloss_kernels.finetune.options import LABELED_FRACTION, Settings
-from gloss_kernels.finetune.training import Part, Trainer
+from gloss_kernels.finetune.settings import (
+    DEMO_EPOCHS,
+    DEMO_MAX_LENGTH,
+    DEMO_TRAIN_LAYERS,
+    EPOCHS,
+    LABELED_FRACTION,
+    MAX_LENGTH,
+    Settings,
+)
+from gloss_kernels.finetune.training import Part, Trainer, run_work
 
 PACKAGED = "packaged MiniLM"  # its folder differs between machines; the settings hold this name
 
@@ -33,11 +43,12 @@ PACKAGED = "packaged MiniLM"  # its folder differs between machines; the setting
 class Task:
     """What the runs of one command share: the encoder as it came, the documents as tokens."""
 
-    corpus: Corpus
+    data: Dataset
     encoder: torch.nn.Module
     tokenizer: Any
     parts: dict[str, Part]
     device: torch.device
+    clock: Clock
 
     def model(self, settings: Settings) -> Classifier:
         """A copy of the encoder with a new head; the same seed gives the same head."""
@@ -45,78 +56,91 @@ class Task:
             copy.deepcopy(self.encoder),
             self.tokenizer,
             settings.pooling,
-            len(self.corpus.classes),
+            len(self.data.classes),
             unit_rows=settings.loss == "gloss",
             seed=settings.seed,
         ).to(self.device)
 
 
-def run(args: argparse.Namespace, words: list[str]) -> int:
+def run(args: argparse.Namespace, words: list[str], clock: Clock) -> int:
     device = choose_device(args.device)
     settings = choose_settings(args, device)
     output = choose_output(args)
-    task = load_task(args, settings, device)
+    task = load_task(args, settings, device, clock)
     if args.overwrite:
         checkpoint.clear(output)
     describe(task, settings, output)
     try:
-        if args.compare:
+        if wants_comparison(args):
             text = compare(settings, task, output, resume=args.resume)
         else:
+            clock.panels = comparison.PANELS[1]
             text = comparison.table([finetune(settings, task, output, resume=args.resume)])
     except KeyboardInterrupt:
-        print(f"\ninterrupted; to go on: {resume_command(words, output)}", file=sys.stderr)
+        clock.progress.clear()
+        print(f"\ninterrupted; to resume: {resume_command(words, output)}", file=sys.stderr)
         return 130
     except torch.OutOfMemoryError:
         raise CommandError(f"{device} is out of memory; try a smaller --batch-size or --max-length", code=1) from None
     except OSError as error:  # a full disk; the last checkpoint is whole
         reason = f"{error.filename or output}: {error.strerror or error}"
-        raise CommandError(f"cannot be written: {reason}; to go on: {resume_command(words, output)}") from None
-    print(f"\n{text}\n\nwritten to {output}")
+        raise CommandError(f"cannot be written: {reason}; to resume: {resume_command(words, output)}") from None
+    finally:
+        clock.progress.clear()
+    print(f"\n{text}\n\npictures: {output / 'projection.png'}, {output / 'curves.png'}")
+    print(f"written to {output} in {in_words(clock.elapsed())}")
     return 0
 
 
-def load_task(args: argparse.Namespace, settings: Settings, device: torch.device) -> Task:
-    corpus = load_corpus(args.train, args.val, args.test, limit=args.limit, seed=args.seed)
+def load_task(args: argparse.Namespace, settings: Settings, device: torch.device, clock: Clock) -> Task:
+    data = load_dataset(args.train, args.val, args.test, limit=args.limit, seed=args.seed)
     name = packaged_model() if settings.model == PACKAGED else settings.model
     encoder, tokenizer = load_encoder(name, settings.max_length, settings.seed)
     parts = {
-        name: Part(tokenize(tokenizer, part.texts, settings.max_length), torch.tensor(corpus.ids(part)))
-        for name, part in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test))
+        name: Part(tokenize(tokenizer, part.texts, settings.max_length), torch.tensor(data.ids(part)))
+        for name, part in (("train", data.train), ("val", data.val), ("test", data.test))
     }
-    return Task(corpus, encoder, tokenizer, parts, device)
+    return Task(data, encoder, tokenizer, parts, device, clock)
 
 
 def compare(settings: Settings, task: Task, folder: Path, *, resume: bool) -> str:
     """Cross entropy against another loss, each in a folder of its own; the table."""
     losses = ("ce", "ce+gloss" if settings.loss == "ce" else settings.loss)
     both = dataclasses.replace(settings, loss=" against ".join(losses))
-    checkpoint.open_folder(folder, identity(both, task.corpus), resume=resume)
+    checkpoint.open_folder(folder, identity(both, task.data), resume=resume)
     results = []
-    for loss in losses:
+    for i, loss in enumerate(losses):
         one = dataclasses.replace(settings, loss=loss)
         print(comparison.loss_title(dataclasses.asdict(one)), flush=True)
-        results.append(finetune(one, task, folder / loss.replace("+", "_"), resume=resume))
-    return comparison.write(results, task.corpus.classes, folder)
+        task.clock.panels = comparison.PANELS[2] + (2 - i) * comparison.PANELS[1]
+        results.append(finetune(one, task, folder / loss.replace("+", "_"), resume=resume, then=losses[i + 1 :]))
+    task.clock.progress.show("pictures")
+    return comparison.write(results, task.data.classes, folder)
 
 
-def identity(settings: Settings, corpus: Corpus) -> dict[str, Any]:
-    return {**dataclasses.asdict(settings), "documents": corpus.fingerprint()}
+def identity(settings: Settings, data: Dataset) -> dict[str, Any]:
+    return {**dataclasses.asdict(settings), "documents": data.fingerprint()}
 
 
-def finetune(settings: Settings, task: Task, folder: Path, *, resume: bool) -> Result:
-    """One run: train, score the best weights on the test documents, save everything in its folder."""
-    corpus, device = task.corpus, task.device
-    checkpoint.open_folder(folder, identity(settings, corpus), resume=resume)
+def finetune(settings: Settings, task: Task, folder: Path, *, resume: bool, then: tuple[str, ...] = ()) -> Result:
+    """One run: train, score the best weights on the test documents, save everything in its folder.
+
+    ``then``: the losses of the runs after it, for the time that is left.
+    """
+    data, device = task.data, task.device
+    checkpoint.open_folder(folder, identity(settings, data), resume=resume)
     if resume and (folder / checkpoint.METRICS).is_file():
         print("  finished already", flush=True)
         return load_result(folder)
     started = time.perf_counter()
     model, test = task.model(settings), task.parts["test"]
-    before = model.embed(test.tokens, device, settings.precision)
-    trainer = Trainer(settings, model, task.parts["train"], task.parts["val"], folder, device)
+    later = sum(run_work(dataclasses.replace(settings, loss=loss), model, task.parts).all() for loss in then)
+    trainer = Trainer(settings, model, task.parts, folder, device, task.clock, later)
+    before = trainer.embed(test)
     trainer.run(resume=resume)
+    task.clock.title = "test documents"
     after = trainer.embed(test)
+    task.clock.progress.show("pictures")
     history, best = trainer.progress.history, int(trainer.progress.best["epoch"])
     metrics: dict[str, Any] = {
         "test": head_scores(model, after, test.labels) | embedding_scores(after, test.labels, settings.seed),
@@ -128,9 +152,9 @@ def finetune(settings: Settings, task: Task, folder: Path, *, resume: bool) -> R
         "settings": dataclasses.asdict(settings),
         "documents": {
             name: {"source": part.source, "count": len(part)}
-            for name, part in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test))
+            for name, part in (("train", data.train), ("val", data.val), ("test", data.test))
         },
-        "classes": corpus.classes,
+        "classes": data.classes,
         "versions": {
             "gloss_kernels": gloss_kernels.__version__,
             "torch": torch.__version__,
@@ -140,9 +164,9 @@ def finetune(settings: Settings, task: Task, folder: Path, *, resume: bool) -> R
         "threads": torch.get_num_threads(),
     }
     result = Result(metrics, before, after, test.labels)
-    model.save(folder / checkpoint.MODEL, corpus.classes)
+    model.save(folder / checkpoint.MODEL, data.classes)
     save_file({"before": before, "after": after, "labels": test.labels}, folder / checkpoint.EMBEDDINGS)
-    comparison.draw([result], corpus.classes, folder)
+    comparison.draw([result], data.classes, folder)
     metrics["seconds"] = time.perf_counter() - started
     checkpoint.write_json(folder / checkpoint.METRICS, metrics)  # last: its presence says that the run is finished
     (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
@@ -155,24 +179,17 @@ def load_result(folder: Path) -> Result:
         saved = load_file(folder / checkpoint.EMBEDDINGS)
         return Result(metrics, saved["before"], saved["after"], saved["labels"])
     except (OSError, KeyError, ValueError) as error:
-        raise CommandError(f"{folder}: its results cannot be read ({error}); use --overwrite") from None
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CommandError(f"--device {name}: cannot be used: {reason}") from None
-    return device
+        raise CommandError(f"the results in {folder} cannot be read ({error}); use --overwrite") from None
 
 
 def choose_settings(args: argparse.Namespace, device: torch.device) -> Settings:
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)}
     values["model"] = args.model or PACKAGED
+    demo = args.train is None
+    values["epochs"] = args.epochs or (DEMO_EPOCHS if demo else EPOCHS)
+    values["max_length"] = args.max_length or (DEMO_MAX_LENGTH if demo else MAX_LENGTH)
+    # Another model than the packaged one may have no list of layers, and time enough was taken to choose it.
+    values["train_layers"] = args.train_layers or (DEMO_TRAIN_LAYERS if demo and args.model is None else None)
     if args.precision == "auto":
         values["precision"] = "bf16" if fast_bf16(device) else "fp32"
     if args.loss == "ce+gloss" and args.lam == 1:
@@ -180,21 +197,28 @@ def choose_settings(args: argparse.Namespace, device: torch.device) -> Settings:
     if args.graph == "batch":
         values["labeled_fraction"] = args.labeled_fraction or LABELED_FRACTION
         if args.neighbors is not None and args.neighbors >= args.batch_size:
-            raise CommandError(f"--neighbors {args.neighbors}: wants fewer than --batch-size {args.batch_size}")
+            raise CommandError(f"--neighbors must be less than --batch-size {args.batch_size}, got {args.neighbors}")
     elif args.labeled_fraction is not None:
-        raise CommandError("--labeled-fraction: is for --graph batch; with --graph corpus a batch hides all its labels")
+        raise CommandError("--labeled-fraction is for --graph batch; with --graph corpus a batch hides all its labels")
     elif args.sigma == "self-tuning":
-        raise CommandError("--sigma self-tuning: is for --graph batch; wants a number, root or mst")
-    elif args.loss == "ce" and not args.compare:
-        raise CommandError("--graph corpus: is for a --loss with G-Loss, got ce")
+        raise CommandError("--sigma must be a number, root or mst with --graph corpus, got self-tuning")
+    elif args.loss == "ce" and not wants_comparison(args):
+        raise CommandError("--loss must be gloss or ce+gloss with --graph corpus, got ce")
     return Settings(**values)
+
+
+def wants_comparison(args: argparse.Namespace) -> bool:
+    """Said, or else the demo's."""
+    said: bool | None = args.compare
+    return args.train is None if said is None else said
 
 
 def fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # without it bf16 is emulated, slower than fp32
-    return device.type == "cpu" and supported is not None and bool(supported())
+    usable = torch.backends.cpu.get_cpu_capability() == "AVX512"  # ATEN_CPU_CAPABILITY may have set it lower
+    return device.type == "cpu" and usable and supported is not None and bool(supported())
 
 
 def choose_output(args: argparse.Namespace) -> Path:
@@ -212,9 +236,9 @@ def choose_output(args: argparse.Namespace) -> Path:
 
 
 def describe(task: Task, settings: Settings, output: Path) -> None:
-    corpus, device = task.corpus, task.device
-    counts = f"{len(corpus.train):,} training, {len(corpus.val):,} validation, {len(corpus.test):,} test documents"
-    print(f"{corpus.train.source}: {counts}, {len(corpus.classes)} classes")
+    data, device = task.data, task.device
+    counts = f"{len(data.train):,} training, {len(data.val):,} validation, {len(data.test):,} test documents"
+    print(f"{data.train.source}: {counts}, {len(data.classes)} classes")
     where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
     print(f"{settings.model}, {settings.pooling} pooling, {settings.precision}, {where} -> {output}", flush=True)
 

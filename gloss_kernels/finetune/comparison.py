@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from gloss_kernels._files import write_text
 from gloss_kernels.finetune import checkpoint, plots
 
 TITLES = {"ce": "cross entropy", "gloss": "G-Loss", "ce+gloss": "cross entropy + G-Loss"}
+PANELS = {1: 2, 2: 3}  # of projection.png, by runs: one before training and one for each
 COLUMNS = (
     ("accuracy", "accuracy", ".3f"),
     ("macro_f1", "macro-F1", ".3f"),
@@ -41,7 +43,7 @@ def loss_title(settings: dict[str, Any]) -> str:
 def table(results: list[Result]) -> str:
     """Markdown: a row of the encoder before training, then one for each run; scores on the test documents."""
     names = [name for _, name, _ in COLUMNS]
-    lines = [["loss", *names, "best epoch", "seconds an epoch"]]
+    lines = [["loss", *names, "best epoch", "seconds per epoch"]]
     lines.append(["(before training)", *_cells(results[0].metrics["before"]), "", ""])
     for result in results:
         m = result.metrics
@@ -73,7 +75,7 @@ def draw(results: list[Result], classes: list[str], folder: Path) -> None:
 def write(results: list[Result], classes: list[str], folder: Path) -> str:
     """Save and return the comparison."""
     text = table(results)
-    (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "comparison.md", text + "\n")
     checkpoint.write_json(folder / "comparison.json", {"runs": [result.metrics for result in results]})
     draw(results, classes, folder)
     return text

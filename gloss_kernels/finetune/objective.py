@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from gloss_kernels import CorpusGLoss, GLoss
 from gloss_kernels import sigma as heuristics
-from gloss_kernels.cli import CommandError
-from gloss_kernels.finetune.options import Settings
+from gloss_kernels.cli.errors import CommandError
+from gloss_kernels.finetune.settings import Settings
 
 NEIGHBORS = 32  # of --graph corpus, where there are so many documents
 
@@ -40,7 +40,9 @@ class Objective:
         if sigma is not None and settings.graph == "corpus":
             others = len(train_labels) - 1
             if settings.neighbors is not None and settings.neighbors > others:
-                raise CommandError(f"--neighbors {settings.neighbors}: a training document has only {others} others")
+                raise CommandError(
+                    f"--neighbors must be at most {others}, the other training documents, got {settings.neighbors}"
+                )
             assert not isinstance(sigma, str)
             self.corpus = CorpusGLoss(
                 train_labels,
@@ -104,7 +106,7 @@ def class_weight(kind: str, labels: Tensor, num_classes: int) -> Tensor | None:
 def choose_sigma(rule: str, embeddings: Tensor, labels: Tensor) -> float | str:
     """The number itself, or a rule applied once to embeddings [n, dim] of training documents.
 
-    "self-tuning" stays a word: it gives a number a document, anew for every batch.
+    "self-tuning" stays a word: it gives a number per document, anew for every batch.
     """
     if rule == "root":
         return float(heuristics.sigma_root(embeddings))

@@ -1,104 +1,46 @@
-"""The options of `gloss-kernels finetune`, and the part of them that decides a run's result (`Settings`)."""
+"""The options of `gloss-kernels finetune`."""
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-LOSSES = ("ce", "gloss", "ce+gloss")
-GRAPHS = ("batch", "corpus")
-LABELED_FRACTION = 0.7
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run's result depends on, besides its documents. Saved with the run; --resume wants the same."""
-
-    model: str
-    pooling: str
-    loss: str
-    graph: str
-    lam: float
-    sigma: str
-    labeled_fraction: float | None
-    neighbors: int | None
-    class_weights: str
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    head_learning_rate: float
-    max_length: int
-    patience: int
-    precision: str
-    seed: int
-
-
-def number(low: float, high: float = math.inf, *, closed: bool = True) -> Callable[[str], float]:
-    """A float between two bounds; the bounds themselves are allowed where `closed`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        inside = low <= value <= high if closed else low < value < high
-        if not inside or math.isinf(value):
-            wanted = f"at least {low:g}" if closed else f"above {low:g}"
-            if high < math.inf:
-                wanted = f"from {low:g} to {high:g}" if closed else f"between {low:g} and {high:g}"
-            raise argparse.ArgumentTypeError(f"got {text!r}, wants a number {wanted}")
-        return value
-
-    return parse
-
-
-def whole(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"got {text!r}, wants a whole number of at least {least}")
-        return value
-
-    return parse
+from gloss_kernels.cli.errors import CommandError
+from gloss_kernels.cli.options import Help, number, whole
+from gloss_kernels.finetune.clock import Clock
+from gloss_kernels.finetune.settings import (
+    DEMO_EPOCHS,
+    DEMO_MAX_LENGTH,
+    DEMO_TRAIN_LAYERS,
+    EPOCHS,
+    GRAPHS,
+    LABELED_FRACTION,
+    LOSSES,
+    MAX_LENGTH,
+)
 
 
 def batch_size(text: str) -> int:
     if text.strip() == "1":
-        raise argparse.ArgumentTypeError("a batch of one document has no graph; wants at least 2")
+        raise argparse.ArgumentTypeError("must be at least 2, got 1: a batch of one document has no graph")
     return whole(2)(text)
 
 
 def sigma(text: str) -> str:
     if text in ("root", "mst", "self-tuning"):
         return text
-    try:
-        return str(number(0, closed=False)(text))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wants a number above 0, or root, mst, self-tuning") from None
-
-
-class Help(argparse.HelpFormatter):
-    """Each option with its default, except where there is none or the text names it."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if not action.option_strings or action.default in (None, False, argparse.SUPPRESS):
-            return action.help
-        return f"{action.help} (default: %(default)s)"
+    return str(number(0, closed=False, words="root, mst, self-tuning")(text))
 
 
 def add_parser(commands: Any) -> None:
     p = commands.add_parser(
         "finetune",
         help="fine-tune a text encoder with cross entropy, G-Loss or both",
-        description="Fine-tune a text encoder with (1 - lambda) cross entropy + lambda G-Loss, one encoder forward a "
-        "step; or with G-Loss alone, followed by a linear probe on the frozen embeddings. With no data given, "
-        "the documents are docstrings of the libraries installed here, to be told apart by library.",
+        description="Fine-tune a text encoder with (1 - lambda) cross entropy + lambda G-Loss, one encoder forward per "
+        "step; or with G-Loss alone, followed by a linear probe on the frozen embeddings. Without --train it is a demo "
+        "on docstrings of the libraries installed here, to be told apart by library: it compares cross entropy with "
+        "--loss, and takes two to three minutes on two CPU cores, since what costs time is set lower (see the defaults "
+        "below). After the first batches it says how long it will take.",
         formatter_class=Help,
         allow_abbrev=False,
     )
@@ -113,7 +55,19 @@ def add_parser(commands: Any) -> None:
     model = p.add_argument_group("encoder")
     model.add_argument("--model", metavar="NAME", help="Hugging Face name or folder (default: the packaged MiniLM)")
     model.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="tokens to one embedding")
-    model.add_argument("--max-length", type=whole(4), default=64, metavar="N", help="tokens kept of a document")
+    model.add_argument(
+        "--max-length",
+        type=whole(4),
+        metavar="N",
+        help=f"tokens kept per document (default: {MAX_LENGTH}, demo {DEMO_MAX_LENGTH}: an epoch in half the time)",
+    )
+    model.add_argument(
+        "--train-layers",
+        type=whole(1),
+        metavar="N",
+        help=f"train only the last N layers (default: all, with the word embeddings; demo {DEMO_TRAIN_LAYERS} of 6: an "
+        "epoch in half the time, since the others have no backward)",
+    )
 
     loss = p.add_argument_group("loss")
     loss.add_argument("--loss", choices=LOSSES, default="ce+gloss", help="what is minimised")
@@ -123,7 +77,7 @@ def add_parser(commands: Any) -> None:
         choices=GRAPHS,
         default="batch",
         help="G-Loss joins a batch's documents to each other, or to the "
-        "nearest of all training documents, by a bank of their embeddings",
+        "nearest of all training documents, by a memory bank of their embeddings",
     )
     loss.add_argument(
         "--sigma",
@@ -141,13 +95,18 @@ def add_parser(commands: Any) -> None:
         "--neighbors",
         type=whole(1),
         metavar="K",
-        help="edges of a document (default: the whole batch, with --graph corpus 32)",
+        help="neighbours per document (default: the whole batch, with --graph corpus 32)",
     )
     loss.add_argument("--class-weights", choices=("none", "balanced"), default="none", help="weights of the classes")
 
     train = p.add_argument_group("training")
-    train.add_argument("--epochs", type=whole(1), default=5, help="passes over the training documents")
-    train.add_argument("--batch-size", type=batch_size, default=64, help="documents a step, at most")
+    train.add_argument(
+        "--epochs",
+        type=whole(1),
+        metavar="N",
+        help=f"passes over the training documents (default: {EPOCHS}, demo {DEMO_EPOCHS})",
+    )
+    train.add_argument("--batch-size", type=batch_size, default=64, help="documents per step, at most")
     train.add_argument("--learning-rate", type=number(0, closed=False), default=2e-4, help="of the encoder")
     train.add_argument("--head-learning-rate", type=number(0, closed=False), default=5e-3, help="of the linear head")
     train.add_argument(
@@ -161,14 +120,17 @@ def add_parser(commands: Any) -> None:
 
     out = p.add_argument_group("output")
     out.add_argument("--output", metavar="DIR", help="folder of the run (default: gloss-runs/<date-time>)")
-    out.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    out.add_argument("--resume", action="store_true", help="resume the run in --output after interruption")
     out.add_argument("--overwrite", action="store_true", help="replace the run in --output")
-    out.add_argument("--compare", action="store_true", help="train with ce and with --loss, print both side by side")
+    out.add_argument(
+        "--compare",
+        action=argparse.BooleanOptionalAction,
+        help="train with ce and with --loss, print both side by side (default: only in the demo)",
+    )
 
 
 def _run(args: argparse.Namespace, words: list[str]) -> int:
-    from gloss_kernels.cli import CommandError
-
+    clock = Clock()  # the import below takes some seconds
     try:
         from gloss_kernels.finetune.command import run
     except ModuleNotFoundError as error:
@@ -176,4 +138,4 @@ def _run(args: argparse.Namespace, words: list[str]) -> int:
         if name in ("", "gloss_kernels"):
             raise
         raise CommandError(f"{name} is missing: pip install '.[demo]'") from None
-    return run(args, words)
+    return run(args, words, clock)

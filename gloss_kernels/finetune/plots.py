@@ -28,7 +28,7 @@ SCORES = {"val_macro_f1": ("macro-F1", "-"), "val_accuracy": ("accuracy", "--")}
 
 
 def curves(runs: Sequence[tuple[str, list[dict[str, float]], int]], path: Path) -> None:
-    """runs: (name, history, best epoch). One colour a run; the best epoch is marked."""
+    """runs: (name, history, best epoch). One colour per run; the best epoch is marked."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
     for i, (name, history, best) in enumerate(runs):
         epochs = [record["epoch"] for record in history]
@@ -53,7 +53,7 @@ def curves(runs: Sequence[tuple[str, list[dict[str, float]], int]], path: Path) 
 
 
 def projection(panels: Sequence[tuple[str, Tensor]], labels: Tensor, classes: list[str], path: Path) -> None:
-    """panels: (title, embeddings [n, dim]) of the same documents; one t-SNE a panel, one colour a class."""
+    """panels: (title, embeddings [n, dim]) of the same documents; one t-SNE per panel, one colour per class."""
     rows = subsample(len(labels), MAX_POINTS, 0)
     y = labels[rows].numpy()
     width = 4.6 * len(panels) + 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from gloss_kernels import CorpusGLoss
-from gloss_kernels.cli import CommandError
+from gloss_kernels.cli.errors import CommandError
 from gloss_kernels.finetune import checkpoint
-from gloss_kernels.finetune.encoder import Classifier, Tokens, autocast, shuffled_batches
+from gloss_kernels.finetune.clock import Clock, Work, work
+from gloss_kernels.finetune.encoder import (
+    Classifier,
+    Tokens,
+    autocast,
+    encoder_layers,
+    shuffled_batches,
+    train_last_layers,
+)
 from gloss_kernels.finetune.evaluation import fit_probe, head_scores, subsample
 from gloss_kernels.finetune.objective import Objective, choose_sigma, class_weight
-from gloss_kernels.finetune.options import Settings
+from gloss_kernels.finetune.settings import Settings
 
 WARMUP, WEIGHT_DECAY, MAX_NORM = 0.1, 0.01, 1.0
-FILL_BATCH = 512  # documents embedded between two moves of the bar
-PROBE_ROWS = 2000  # training documents for an epoch's probe; the last probe takes all
+FILL_BATCH = 512  # documents embedded between two writes to the bank
+PROBE_ROWS = 2000  # training documents of the probe of an epoch; the last probe takes all
 
 
 @dataclass
@@ -47,12 +55,27 @@ class Progress:
 
 class Trainer:
     def __init__(
-        self, settings: Settings, model: Classifier, train: Part, val: Part, folder: Path, device: torch.device
+        self,
+        settings: Settings,
+        model: Classifier,
+        parts: dict[str, Part],
+        folder: Path,
+        device: torch.device,
+        clock: Clock,
+        later: float = 0.0,
     ) -> None:
-        self.settings, self.train, self.val = settings, train, val
+        """``later``: the work of the runs after this one, which the clock has to know of."""
+        self.settings, self.train, self.val = settings, parts["train"], parts["val"]
+        train = self.train
         self.folder, self.device = folder, device
         self.model = model.to(device)
+        if settings.train_layers is not None:
+            train_last_layers(model.encoder, settings.train_layers)
         self.progress = Progress()
+        self.clock, self.later = clock, later
+        self.work = run_work(settings, model, parts)
+        clock.title = "reading"
+        clock.left = self.work.all() + later
         self.sigma: float | str | None = None
         if settings.loss != "ce":
             needed = settings.sigma in ("root", "mst")
@@ -69,7 +92,7 @@ class Trainer:
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """No weight decay on biases and layer norms; the probe's head is not trained."""
-        s, encoder = self.settings, list(self.model.encoder.parameters())
+        s, encoder = self.settings, [p for p in self.model.encoder.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in encoder if p.ndim > 1], "lr": s.learning_rate, "weight_decay": WEIGHT_DECAY},
             {"params": [p for p in encoder if p.ndim <= 1], "lr": s.learning_rate, "weight_decay": 0.0},
@@ -97,11 +120,8 @@ class Trainer:
         """The embeddings of all training documents before the first step; later each is as old as its last step."""
         tokens = self.train.tokens
         by_length = torch.tensor(sorted(range(len(tokens)), key=lambda i: len(tokens[i])))
-        batches = [(ids, ids) for ids in torch.split(by_length, FILL_BATCH)]
-        with tqdm(total=len(tokens), desc="bank", leave=False, disable=None) as bar:
-            corpus.refresh_from(
-                self.embed_rows, batches, progress=lambda share: bar.update(round(share * len(tokens)) - bar.n)
-            )
+        self.clock.title = "filling the memory bank"
+        corpus.refresh_from(self.embed_rows, [(ids, ids) for ids in torch.split(by_length, FILL_BATCH)])
 
     def _epoch(self, epoch: int) -> None:
         """One pass over the training documents, the validation, and the checkpoint. Epochs count from 1."""
@@ -109,12 +129,14 @@ class Trainer:
         started = time.perf_counter()
         self.model.train()
         sums: dict[str, float] = defaultdict(float)
-        steps = -(-n // s.batch_size)
-        batches = shuffled_batches(n, s.batch_size, s.seed, epoch)
-        with tqdm(batches, f"epoch {epoch}/{s.epochs}", total=steps, leave=False, disable=None) as bar:
-            for rows in bar:
-                loss = self._step(rows, sums)
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        clock, done = self.clock, 0
+        clock.left = self.work.left(s.epochs - epoch + 1) + self.later
+        for rows in shuffled_batches(n, s.batch_size, s.seed, epoch):
+            done += len(rows)
+            clock.title = f"epoch {epoch}/{s.epochs} {100 * done // n:3d} %"  # shown after the batch
+            with clock.timed(len(rows), training=True):
+                self._step(rows, sums)
+        clock.title = "validation"
         seconds = time.perf_counter() - started
         record = {"epoch": float(epoch), **{name: value / n for name, value in sums.items()}}
         validation = self.validate()
@@ -126,13 +148,17 @@ class Trainer:
             weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             self.progress.best = {"epoch": epoch, "macro_f1": validation["macro_f1"], "model": weights}
         checkpoint.save_checkpoint(self.folder, self._state())
+        finished = self.progress.is_finished(s)
+        clock.left = self.work.left(0 if finished else s.epochs - epoch) + self.later
+        clock.progress.clear()
         print(
             f"  epoch {epoch}/{s.epochs}: loss {record['loss']:.3f}, validation accuracy {validation['accuracy']:.3f}, "
-            f"macro-F1 {validation['macro_f1']:.3f}{' (best)' if better else ''}, {seconds:.1f} s",
+            f"macro-F1 {validation['macro_f1']:.3f}{' (best)' if better else ''}, {seconds:.1f} s"
+            f"{clock.left_in_words()}",
             flush=True,
         )
 
-    def _step(self, rows: list[int], sums: dict[str, float]) -> float:
+    def _step(self, rows: list[int], sums: dict[str, float]) -> None:
         labels = self.train.labels[rows].to(self.device)
         with autocast(self.device, self.settings.precision):
             embeddings = self.model(*self.model.pad([self.train.tokens[i] for i in rows], self.device))
@@ -147,7 +173,6 @@ class Trainer:
         self.scheduler.step()
         for name, part in {"loss": value, **parts}.items():
             sums[name] += part * len(rows)
-        return value
 
     def validate(self) -> dict[str, float]:
         """Scores on the validation documents; with G-Loss alone, of a probe fitted for it."""
@@ -157,7 +182,10 @@ class Trainer:
         return head_scores(self.model, self.embed(self.val), self.val.labels)
 
     def embed(self, part: Part) -> Tensor:
-        return self.model.embed(part.tokens, self.device, self.settings.precision)
+        def timed(count: int) -> AbstractContextManager[None]:
+            return self.clock.timed(self.work.read * count)
+
+        return self.model.embed(part.tokens, self.device, self.settings.precision, timed=timed)
 
     def sample_rows(self) -> Tensor:
         """Some training documents, each class at least once."""
@@ -190,6 +218,12 @@ class Trainer:
         if self.device.type == "cuda" and state["rng_cuda"] is not None:
             torch.cuda.set_rng_state(state["rng_cuda"], self.device)
         self.objective.restore(state["objective"])
+
+
+def run_work(settings: Settings, model: Classifier, parts: dict[str, Part]) -> Work:
+    counts = {name: len(part.labels) for name, part in parts.items()}
+    layers = 1 if settings.train_layers is None else len(encoder_layers(model.encoder))
+    return work(settings, counts, layers, min(counts["train"], PROBE_ROWS))
 
 
 def _warmup_then_linear(steps: int) -> Callable[[int], float]:

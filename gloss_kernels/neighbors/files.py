@@ -9,13 +9,14 @@ import json
 import os
 import struct
 import zlib
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from .index import NeighborIndex
+from gloss_kernels._files import replacing
+
 from .rows import Rows, matrix
 from .structures import KINDS, Structure
 
@@ -25,40 +26,46 @@ START = struct.Struct("<8sIIQ")  # magic, version, CRC-32 of the header, its len
 DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 
 
-def write(index: NeighborIndex, path: str | os.PathLike[str], *, vectors: bool) -> None:
-    target = Path(path)
-    beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    codes = _codes(index)
+@dataclass
+class Contents:
+    """What an index consists of. ``facts`` are of the kind that JSON can hold."""
+
+    kind: str
+    rows: Rows
+    structure: Structure | None
+    facts: dict[str, Any]
+
+    def codes(self) -> memoryview | bytes:
+        return b"" if self.structure is None else self.structure.to_bytes()
+
+
+def write(contents: Contents, path: str | os.PathLike[str], *, vectors: bool) -> None:
+    rows, structure = contents.rows, contents.structure
+    codes = contents.codes()
     header = {
-        "kind": index.kind,
-        "dim": index.dim,
-        "count": len(index),
+        "kind": contents.kind,
+        "dim": rows.dim,
+        "count": len(rows),
         "vectors": vectors,
-        "parts": [[len(part), str(part.dtype).removeprefix("torch.")] for part in index._rows.parts],
-        "rows_crc": _rows_crc(index),
+        "parts": [[len(part), str(part.dtype).removeprefix("torch.")] for part in rows.parts],
+        "rows_crc": rows.crc(),
         "codes_bytes": len(codes),
         "codes_crc": zlib.crc32(codes),
-        "effort": {} if index._structure is None else index._structure.effort,
-        "facts": index._facts,
+        "effort": {} if structure is None else structure.effort,
+        "facts": contents.facts,
     }
     text = json.dumps(header).encode()
     text += b" " * _gap(START.size + len(text))
-    try:
-        with open(beside, "wb") as file:
-            file.write(START.pack(MAGIC, VERSION, zlib.crc32(text), len(text)) + text)
-            for part in index._rows.parts if vectors else ():
-                for piece in index._rows.raw(part):
-                    file.write(piece)
-                file.write(b" " * _gap(file.tell()))
-            file.write(codes)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as beside, open(beside, "wb") as file:
+        file.write(START.pack(MAGIC, VERSION, zlib.crc32(text), len(text)) + text)
+        for part in rows.parts if vectors else ():
+            for piece in rows.raw(part):
+                file.write(piece)
+            file.write(b" " * _gap(file.tell()))
+        file.write(codes)
 
 
-def read(path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
+def read(path: str | os.PathLike[str], embeddings: Any = None) -> Contents:
     name = os.fspath(path)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -66,14 +73,16 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
     parts = [(int(count), DTYPES[dtype]) for count, dtype in header["parts"]]
     dim = int(header["dim"])
     if sum(count for count, _ in parts) != header["count"]:
-        raise ValueError(f"path: {name!r} is damaged: it should hold {header['count']} rows, its parts hold others")
+        raise ValueError(
+            f"path: {name!r} is damaged: it should hold {header['count']} rows, its parts hold another number"
+        )
     bytes_of = [count * dim * dtype.itemsize if header["vectors"] else 0 for count, dtype in parts]
     if size != offset + sum(length + _gap(length) for length in bytes_of) + header["codes_bytes"]:
-        raise ValueError(f"path: {name!r} has {size} bytes, its header speaks of another size: it is cut or damaged")
+        raise ValueError(f"path: {name!r} is cut or damaged: its {size} bytes are not the size in its header")
     rows = Rows(dim)
     if header["vectors"]:
         if embeddings is not None:
-            raise ValueError(f"embeddings: not wanted, {name!r} holds its rows")
+            raise ValueError(f"embeddings must be None, since {name!r} holds its rows, got embeddings")
         for (count, dtype), length in zip(parts, bytes_of, strict=True):
             raw = np.memmap(path, np.uint8, "c", offset, (length,))  # "c": torch warns of arrays it must not write
             rows.append(torch.from_numpy(raw).view(dtype).view(count, dim), copy=False)
@@ -82,13 +91,17 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
             raise ValueError(f"path: {name!r} is damaged: the checksum of its rows is wrong")
     else:
         if embeddings is None:
-            raise ValueError(f"embeddings: missing, {name!r} was saved with vectors=False")
+            raise ValueError(
+                f"embeddings must be the rows that {name!r} was built from (it was saved with vectors=False), got None"
+            )
         x, mapped = matrix("embeddings", embeddings, dim)
         if len(x) != header["count"]:
-            raise ValueError(f"embeddings: got {len(x)} rows, {name!r} was built from {header['count']}")
+            raise ValueError(
+                f"embeddings must be the {header['count']} rows that {name!r} was built from, got {len(x)} rows"
+            )
         rows.append(x, copy=not mapped)
         if rows.crc() != header["rows_crc"]:
-            raise ValueError(f"embeddings: are not the rows that {name!r} was built from")
+            raise ValueError(f"embeddings must be the rows that {name!r} was built from, got others")
     structure = None
     if header["codes_bytes"]:
         codes = np.fromfile(path, np.uint8, header["codes_bytes"], offset=offset)
@@ -98,41 +111,31 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
         held = structure.index.ntotal
         if held != len(rows):
             raise ValueError(f"path: {name!r} is damaged: {len(rows)} rows, but its structure holds {held}")
-    index = NeighborIndex(header["kind"], rows, structure, header["facts"])
-    index._crc = header["rows_crc"]
-    return index
+    return Contents(header["kind"], rows, structure, header["facts"])
 
 
-def fingerprint(index: NeighborIndex) -> str:
-    care = "" if index._structure is None else f"{sorted(index._structure.effort.items())} {index.recall_k}"
-    return f"{index.kind} {index.dim} {_rows_crc(index):08x} {zlib.crc32(_codes(index)):08x} {care}"
+def fingerprint(contents: Contents) -> str:
+    rows = contents.rows
+    return f"{contents.kind} {rows.dim} {rows.crc():08x} {zlib.crc32(contents.codes()):08x}"
 
 
 def _header(name: str, start: bytes, file: Any) -> tuple[dict[str, Any], int]:
     """The checked header, and where the rows start."""
     if len(start) < START.size or not start.startswith(MAGIC):
-        raise ValueError(f"path: {name!r} is not an index saved by NeighborIndex.save")
+        raise ValueError(f"path must be a file written by NeighborIndex.save, got {name!r}")
     _, version, crc, length = START.unpack(start)
     if version != VERSION:
-        raise ValueError(f"path: {name!r} has format {version}, this version of gloss_kernels reads {VERSION}")
+        raise ValueError(
+            f"path must be of format {VERSION}, which this version of gloss_kernels reads, got {name!r} of {version}"
+        )
     text = file.read(min(length, 1 << 24))
     if len(text) != length or zlib.crc32(text) != crc:
         raise ValueError(f"path: {name!r} is cut or damaged: its header is not whole")
     header = json.loads(text)
     if header["kind"] not in KINDS:
-        raise ValueError(f"path: {name!r} holds the kind {header['kind']!r}, wants one of {', '.join(KINDS)}")
+        raise ValueError(f"path: {name!r} must hold one of the kinds {', '.join(KINDS)}, got {header['kind']!r}")
     return header, START.size + length
 
 
 def _gap(position: int) -> int:
     return -position % 64
-
-
-def _rows_crc(index: NeighborIndex) -> int:
-    if index._crc is None:
-        index._crc = index._rows.crc()
-    return index._crc
-
-
-def _codes(index: NeighborIndex) -> memoryview | bytes:
-    return b"" if index._structure is None else index._structure.to_bytes()

@@ -1,34 +1,31 @@
-"""NeighborIndex: neighbour search for corpora where comparing all with all takes too long."""
+"""NeighborIndex: neighbour search for so many rows that comparing all with all takes too long."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gloss_kernels import _checks
-from gloss_kernels.topk import TopK, cosine_topk
+from gloss_kernels.topk import TIE, TopK, cosine_topk
 
-from . import plan
-from .rows import Rows, matrix, unit
+from . import files, knn, plan
+from .rows import Report, Rows, matrix, unit
 from .structures import KINDS, Structure, default_options
 
 SAMPLE = 512  # rows whose recall is measured
-TIE = 2e-6  # cosines nearer than this are ties, as in cosine_topk
 QUERIES = 8192  # rows searched at a time
-
-Report = Callable[[float], object]
 
 
 class NeighborIndex:
     """Cosine neighbours by FAISS, with measured recall. Make one with :meth:`build` or :meth:`load`.
 
     ======== ============================================= =========================================
-    kind     what                                          bytes a row beside the stored rows (d columns)
+    kind     what                                          bytes per row beside the stored rows (d columns)
     ======== ============================================= =========================================
     exact    :func:`cosine_topk`                           2 d, during a search
     flat     FAISS brute force in float32                  4 d
@@ -59,7 +56,6 @@ class NeighborIndex:
         self.kind, self.dim = kind, rows.dim
         self._rows, self._structure = rows, structure
         self._facts = facts  # what is saved with the index beside rows and structure
-        self._crc: int | None = None
 
     @classmethod
     def build(
@@ -76,17 +72,18 @@ class NeighborIndex:
         seed: int = 0,
         progress: Report | None = None,
     ) -> NeighborIndex:
-        """An index over rows, searched as carefully as ``recall_target`` needs.
+        """An index over rows, with the search effort that ``recall_target`` needs.
 
         Args:
             embeddings: [n, d] torch tensor (float64, float32, float16, bfloat16), numpy array or numpy.memmap.
             kind: "exact", "flat", "ivf_flat", "ivf_pq", "hnsw", "nn_descent"; "auto" chooses, and :meth:`describe`
                 says why.
-            recall_target: above 0, at most 1. nprobe (ivf), efSearch (hnsw) or search_L (nn_descent) is raised until
-                the recall measured, less its standard error, reaches it. A target out of reach is warned of.
+            recall_target: above 0, at most 1. The search effort - nprobe (ivf), efSearch (hnsw) or search_L
+                (nn_descent) - is raised until the recall measured, less its standard error, reaches it. A target out of
+                reach is warned of.
             recall_k: neighbours of the measurement, cut to n - 1.
             nlist: lists of the ivf kinds, default 4 sqrt(n).
-            links: of an hnsw row, default 16. ef_construction: care of its build, default 60.
+            links: per row of hnsw, default 16. ef_construction: effort of its build, default 60.
             memory_limit: bytes beside the rows that "auto" may plan with; default what is free.
             seed: of the training sample and the recall sample.
             progress: called with the share of rows added, 0..1; what it raises stops the build.
@@ -96,7 +93,7 @@ class NeighborIndex:
         """
         x, mapped = matrix("embeddings", embeddings)
         if len(x) == 0:
-            raise ValueError("embeddings: got no rows")
+            raise ValueError("embeddings must have at least one row, got none")
         _checks.choice("kind", kind, ("auto", *KINDS))
         _checks.number("recall_target", recall_target, 0, 1, open_low=True)
         _checks.whole_number("recall_k", recall_k, 1)
@@ -112,10 +109,10 @@ class NeighborIndex:
         for name, value, least in (("nlist", nlist, 1), ("links", links, 2), ("ef_construction", ef_construction, 1)):
             if value is not None:
                 if name not in options:
-                    raise ValueError(f"{name}: got {value}, but kind {kind!r} has none")
+                    raise ValueError(f"{name} must be None for kind {kind!r}, got {value}")
                 options[name] = _checks.whole_number(name, value, least)
         if options.get("nlist", 0) > len(x):
-            raise ValueError(f"nlist: got {options['nlist']}, wants at most the {len(x)} rows")
+            raise ValueError(f"nlist must be at most the {len(x)} rows, got {options['nlist']}")
         structure = None if kind == "exact" else Structure.build(kind, rows, options, seed, progress)
         facts = {
             "reason": reason,
@@ -146,6 +143,11 @@ class NeighborIndex:
     def recall_target(self) -> float:
         return float(self._facts["recall_target"])
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The rows as they are stored: those of :meth:`build`, then those of each :meth:`add`; not to be written to."""
+        return tuple(self._rows.parts)
+
     def describe(self) -> str:
         """What was chosen and why, with the recall; one line each."""
         facts = self._facts
@@ -161,7 +163,7 @@ class NeighborIndex:
             lines.append("recall: 1, exact by construction")
         else:
             error, sample = facts["recall_error"], min(SAMPLE, facts["measured_rows"])
-            reached = "reached" if facts["reached"] else "NOT reached at the most careful search"
+            reached = "reached" if facts["reached"] else "NOT reached at the largest search effort"
             lines.append(
                 f"recall: {self.recall:.4f} +- {error:.4f} of the nearest {self.recall_k}, measured on {sample} rows; "
                 f"target {self.recall_target:g} {reached}"
@@ -175,7 +177,7 @@ class NeighborIndex:
         """The k nearest rows of the index for each query [m, d]: values float32 cosines and indices int64, [m, k]."""
         x, _ = matrix("queries", queries, self.dim)
         if x.device != self._rows.device:
-            raise ValueError(f"queries: is on {x.device}, wants {self._rows.device} as the index")
+            raise ValueError(f"queries must be on {self._rows.device} as the index, got {x.device}")
         self._check_k(k, len(self))
         found = [self._find(unit(x[i : i + QUERIES]), k) for i in range(0, len(x), QUERIES)]
         return _cat(found, k, x.device)
@@ -187,48 +189,45 @@ class NeighborIndex:
             k: 1 to n - 1. A row leaves itself out by index, so its duplicates stay.
             progress: called with the share of rows done, 0..1; what it raises stops the search.
             checkpoint: a folder. Blocks of rows that are done are kept there, and the same call on the same index (for
-                hnsw and nn_descent: the saved one) continues after a kill, with the same result. The folder stays; a
-                finished one is read again. Exact search in blocks (also of a memmap that memory cannot hold) does not
+                hnsw and nn_descent: the saved one) resumes after interruption, with the same result. The folder stays;
+                a finished one is read again. Exact search in blocks (also of a memmap that memory cannot hold) does not
                 use the symmetry of the whole: up to twice the time.
 
         Raises:
             ValueError: k, or a checkpoint of another index or k.
         """
-        from . import knn
-
         self._check_k(k, len(self) - 1, "itself left out")
-        return knn.run(self, k, progress, checkpoint)
+        folder = None if checkpoint is None else Path(checkpoint)
+        name = "" if checkpoint is None else self.fingerprint()
+        return knn.run(self._rows, self.kind, k, self._find_others, knn.Keeping(folder, name), progress)
 
     def add(self, embeddings: Any) -> None:
         """More rows, with the next indices. Lists and codes stay those trained by ``build``; the recall is not measured
         anew (:meth:`measure`)."""
         x, mapped = matrix("embeddings", embeddings, self.dim)
         if x.device != self._rows.device:
-            raise ValueError(f"embeddings: is on {x.device}, wants {self._rows.device} as the index")
+            raise ValueError(f"embeddings must be on {self._rows.device} as the index, got {x.device}")
         start = len(self)
         if len(x) == 0:
             return
         self._rows.append(x, copy=not mapped)
-        self._crc = None
         if self._structure is not None:
             try:
                 self._structure.add(self._rows, start)
             except BaseException:
-                self._rows.parts.pop()  # rows without codes would shift those of later calls
+                self._rows.drop_last()  # rows without codes would shift those of later calls
                 raise
 
     def measure(self) -> float:
-        """Raises the care of the search as ``build`` does, for the rows of now, and returns the recall."""
+        """Raises the search effort as ``build`` does, for the rows of now, and returns the recall."""
         self._calibrate()
         return self.recall
 
     # ------------------------------------------------------------------------------------------- files
     def save(self, path: str | os.PathLike[str], *, vectors: bool = True) -> None:
         """Writes one file, without pickle, by a temporary name; vectors=False leaves the rows out (:meth:`load` then
-        wants them). While it writes, the FAISS structure is in memory twice."""
-        from . import files
-
-        files.write(self, path, vectors=vectors)
+        needs them). While it writes, the FAISS structure is in memory twice."""
+        files.write(self._contents(), path, vectors=vectors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], embeddings: Any = None) -> NeighborIndex:
@@ -237,21 +236,22 @@ class NeighborIndex:
         Raises:
             ValueError: naming the path, where the file is cut, changed, foreign, or of other embeddings.
         """
-        from . import files
-
-        return files.read(path, embeddings)
+        contents = files.read(path, embeddings)
+        return cls(contents.kind, contents.rows, contents.structure, contents.facts)
 
     def fingerprint(self) -> str:
         """Of rows and structure: equal for an index and its saved copy."""
-        from . import files
-
-        return files.fingerprint(self)
+        effort = "" if self._structure is None else f"{sorted(self._structure.effort.items())} {self.recall_k}"
+        return f"{files.fingerprint(self._contents())} {effort}"
 
     # ------------------------------------------------------------------------------------------- inside
+    def _contents(self) -> files.Contents:
+        return files.Contents(self.kind, self._rows, self._structure, self._facts)
+
     def _check_k(self, k: Any, most: int, note: str = "") -> None:
         _checks.whole_number("k", k, 1)
         if k > most:
-            raise ValueError(f"k: got {k}, but there are {most} rows{note and ', ' + note}")
+            raise ValueError(f"k must be at most the {most} rows{note and ', ' + note}, got {k}")
 
     def _find(self, queries: Tensor, k: int) -> TopK:
         """k nearest of float32 unit queries; scored in float32, rows with too few found done again exactly."""

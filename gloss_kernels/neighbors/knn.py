@@ -3,41 +3,54 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gloss_kernels._files import write_text
 from gloss_kernels._progress import progress
 from gloss_kernels.topk import TopK, cosine_topk
 
 from . import plan
-
-if TYPE_CHECKING:
-    from .index import NeighborIndex, Report
-    from .rows import Rows
+from .rows import Report, Rows
 
 BLOCK = 8192  # rows; the results of one are written at once
-EXACT_BLOCK = 65_536  # exact search wants many queries at a time
+EXACT_BLOCK = 65_536  # exact search is fastest with many queries at a time
 STATE, VALUES, INDICES = "state.json", "values.npy", "indices.npy"
 
 
-def run(index: NeighborIndex, k: int, report: Report | None, checkpoint: str | os.PathLike[str] | None) -> TopK:
-    rows, n = index._rows, len(index)
-    if index.kind == "exact" and len(rows.parts) == 1 and checkpoint is None and _fits(rows):
+class Keeping(NamedTuple):
+    """Where finished blocks are kept (None: in memory only), and the fingerprint of the index that they are of."""
+
+    folder: Path | None
+    fingerprint: str
+
+
+def run(
+    rows: Rows,
+    kind: str,
+    k: int,
+    find: Callable[[int, Tensor, int], TopK],
+    keeping: Keeping,
+    report: Report | None,
+) -> TopK:
+    """The k nearest others of all rows. ``find(start, queries, k)`` finds those of the unit rows from ``start`` on."""
+    n = len(rows)
+    if kind == "exact" and len(rows.parts) == 1 and keeping.folder is None and _fits(rows):
         if report is None:
             return _whole(rows.parts[0], k)
         with progress(report):
             return _whole(rows.parts[0], k)
-    blocks = Blocks(n, k, None if checkpoint is None else Path(checkpoint), index)
+    blocks = Blocks(n, k, keeping)
     if report is not None and blocks.done:
         report(blocks.done / n)
-    size = min(EXACT_BLOCK if index.kind == "exact" else BLOCK, 4 * rows.block)
+    size = min(EXACT_BLOCK if kind == "exact" else BLOCK, 4 * rows.block)
     for start, queries in rows.blocks(blocks.done, size):
-        blocks.put(start, index._find_others(start, queries, k))
+        blocks.put(start, find(start, queries, k))
         if report is not None:
             report(blocks.done / n)
     return TopK(*(x.to(rows.device) for x in blocks.result()))
@@ -61,19 +74,22 @@ class Blocks:
     moment the state is true. It is written first, so that a folder with such files and no state is not ours.
     """
 
-    def __init__(self, n: int, k: int, folder: Path | None, index: NeighborIndex) -> None:
+    def __init__(self, n: int, k: int, keeping: Keeping) -> None:
+        folder = keeping.folder
         self.n, self.folder, self.done = n, folder, 0
         if folder is None:
             self.values: Any = np.empty((n, k), np.float32)
             self.indices: Any = np.empty((n, k), np.int64)
             return
-        self.identity = {"format": "gloss_kernels knn", "n": n, "k": k, "index": index.fingerprint()}
+        self.identity = {"format": "gloss_kernels knn", "n": n, "k": k, "index": keeping.fingerprint}
         if (folder / STATE).exists():
             self._read_state(folder)
         else:
             for name in (VALUES, INDICES):
                 if (folder / name).exists():
-                    raise ValueError(f"checkpoint: {str(folder / name)!r} is there without {STATE}: not written by knn")
+                    raise ValueError(
+                        f"checkpoint must be a folder of knn or a new one, got {str(folder / name)!r} without {STATE}"
+                    )
             folder.mkdir(parents=True, exist_ok=True)
             self._write_state()
         for name, dtype in ((VALUES, np.float32), (INDICES, np.int64)):
@@ -101,7 +117,7 @@ class Blocks:
         for name, mine in self.identity.items():
             if state.get(name) != mine:
                 raise ValueError(
-                    f"checkpoint: {str(folder)!r} holds another search: {name} {state.get(name)!r}, wants {mine!r}"
+                    f"checkpoint {str(folder)!r} holds another search: {name} must be {mine!r}, got {state.get(name)!r}"
                 )
         self.done = done
 
@@ -117,9 +133,7 @@ class Blocks:
 
     def _write_state(self) -> None:
         assert self.folder is not None
-        beside = self.folder / (STATE + ".tmp")
-        beside.write_text(json.dumps({**self.identity, "done": self.done}) + "\n", encoding="utf-8")
-        os.replace(beside, self.folder / STATE)
+        write_text(self.folder / STATE, json.dumps({**self.identity, "done": self.done}) + "\n")
 
     def result(self) -> tuple[Tensor, Tensor]:
         if self.folder is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from gloss_kernels import _checks
 from gloss_kernels._checks import finite_rows
 
+Report = Callable[[float], object]  # called with the share that is done, 0..1
 BLOCK_BYTES = 64 << 20  # of float32 numbers held at a time
 SCORED_BYTES = 4 << 20  # the same for rows picked here and there: they are used at once, from the cache
 
@@ -26,6 +27,7 @@ class Rows:
         self.dim = dim
         self.parts: list[Tensor] = []
         self.mapped = False  # whether a part lies in a file
+        self._crc: int | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -42,6 +44,12 @@ class Rows:
     def append(self, part: Tensor, *, copy: bool) -> None:
         self.parts.append(part.detach().clone(memory_format=torch.contiguous_format) if copy else part.detach())
         self.mapped |= not copy
+        self._crc = None
+
+    def drop_last(self) -> None:
+        """Takes back the latest append."""
+        self.parts.pop()
+        self._crc = None
 
     def blocks(self, start: int = 0, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """(first row, float32 unit rows) from row ``start`` on; a block ends where its part ends."""
@@ -96,12 +104,14 @@ class Rows:
         return result.masked_fill_(ids < 0, -torch.inf)
 
     def crc(self) -> int:
-        """CRC-32 of the numbers as they are stored."""
-        value = 0
-        for part in self.parts:
-            for data in self.raw(part):
-                value = zlib.crc32(data, value)
-        return value
+        """CRC-32 of the numbers as they are stored; read once."""
+        if self._crc is None:
+            value = 0
+            for part in self.parts:
+                for data in self.raw(part):
+                    value = zlib.crc32(data, value)
+            self._crc = value
+        return self._crc
 
     def raw(self, part: Tensor) -> Iterator[memoryview]:
         """The bytes of a part, in pieces."""
@@ -127,15 +137,15 @@ def matrix(name: str, x: Any, dim: int | None = None) -> tuple[Tensor, bool]:
     mapped = isinstance(x, np.memmap)
     if isinstance(x, np.ndarray):
         if x.dtype not in (np.float16, np.float32, np.float64) or not x.dtype.isnative:
-            raise TypeError(f"{name}: got {x.dtype.str} numbers, wants native float16, float32 or float64")
+            raise TypeError(f"{name} must be native float16, float32 or float64 numbers, got {x.dtype.str}")
         with warnings.catch_warnings():  # a file opened for reading; nothing here writes to it
             warnings.filterwarnings("ignore", "The given NumPy array is not writ")
             x = torch.from_numpy(x if all(s >= 0 for s in x.strides) else x.copy())
     elif not isinstance(x, Tensor):
-        raise TypeError(f"{name}: got {type(x).__name__}, wants a torch.Tensor, a numpy array or a numpy.memmap")
+        raise TypeError(f"{name} must be a torch.Tensor, a numpy array or a numpy.memmap, got {type(x).__name__}")
     _checks.matrix(name, x)
     if dim is not None and x.shape[1] != dim:
-        raise ValueError(f"{name}: got {x.shape[1]} columns, wants {dim} as in the index")
+        raise ValueError(f"{name} must have {dim} columns as the index, got {x.shape[1]}")
     x = x.detach()
     step = max(1, BLOCK_BYTES // (4 * x.shape[1]))
     for begin in range(0, len(x), step):

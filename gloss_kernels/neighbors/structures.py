@@ -1,4 +1,4 @@
-"""The FAISS side of an index: which structure a kind is, how it is filled, and what makes its search more careful."""
+"""The FAISS side of an index: which structure a kind is, how it is filled, and its search efforts."""
 
 from __future__ import annotations
 
@@ -84,9 +84,11 @@ class Structure:
 
     def _nn_descent(self, rows: Rows) -> None:
         if not hasattr(self.faiss, "IndexNNDescentFlat"):
-            raise ImportError("kind: 'nn_descent' is not in this build of faiss; use 'hnsw'")
+            raise ImportError("kind 'nn_descent' is not in this build of faiss; use 'hnsw'")
         if len(rows) < 256:
-            raise ValueError(f"kind: 'nn_descent' wants at least 256 rows, got {len(rows)}; use 'exact'")
+            raise ValueError(
+                f"embeddings must have at least 256 rows for kind 'nn_descent', got {len(rows)}; use 'exact'"
+            )
         whole = np.concatenate([self.numbers(block) for _, block in rows.blocks()])
         self.index = self.faiss.IndexNNDescentFlat(self.dim, 32, self.faiss.METRIC_INNER_PRODUCT)
         self.index.add(whole)
@@ -108,7 +110,7 @@ class Structure:
         return torch.nn.functional.pad(ids, (0, k - c), value=-1) if c < k else ids
 
     def efforts(self) -> list[dict[str, int]]:
-        """From the least care to the most; the last ones of the ivf kinds read every list.
+        """Search efforts, from the least to the most; the last ones of the ivf kinds read every list.
 
         candidates: rows scored again in float32, as a multiple of k. Codes of 4 bits order the neighbours only roughly,
         16 bits do not tell near duplicates apart.
@@ -203,7 +205,7 @@ def _new(faiss: Any, kind: str, dim: int, options: dict[str, int]) -> Any:
 
 
 def _sample(rows: Rows, options: dict[str, int], seed: int) -> Tensor:
-    """Training rows: a seeded choice; of a small corpus repeated, since FAISS wants 16 for a 4-bit code."""
+    """Training rows: a seeded choice; of few rows repeated, since FAISS needs 16 for a 4-bit code."""
     count = min(len(rows), max(TRAIN_ROWS_PER_LIST * options.get("nlist", 1), 1024))
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].sort().values
     return rows.take(order[torch.arange(max(count, 64)) % count])

@@ -1,4 +1,4 @@
-"""The command `gloss-kernels`. Each sub-command is a module with `add_parser`; its heavy imports wait until it runs."""
+"""From the words of a command line to an exit code. The heavy imports of a command wait until it runs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gloss_kernels import __main__ as info
 from gloss_kernels import __version__
-from gloss_kernels.commands import graph, propagate
+from gloss_kernels.cli import graph, info, propagate
+from gloss_kernels.cli.errors import CommandError
 from gloss_kernels.finetune import options as finetune
 
 COMMANDS = (finetune, graph, propagate, info)
-
-
-class CommandError(Exception):
-    """Ends the command with one line on stderr and an exit code (2: the user's input, 1: anything else)."""
-
-    def __init__(self, message: str, code: int = 2) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class Parser(argparse.ArgumentParser):
