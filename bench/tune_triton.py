@@ -22,10 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import gpu_rows
 import machine
 import torch
 from compile_limits import SHARED
+from gpubench.timing import documents, measure
 from torch import Tensor
 
 import gloss_kernels
@@ -98,7 +98,7 @@ class Problem:
         found: list[list[float]] = [[] for _ in shapes]
         for _ in range(rounds):
             for times, tile in zip(found, shapes, strict=True):
-                times.append(gpu_rows.measure(lambda: self.run(tile), self.x.device, rounds=1)[0])  # noqa: B023
+                times.append(measure(lambda: self.run(tile), self.x.device, rounds=1).seconds[0])  # noqa: B023
         return [sorted(times)[rounds // 2] for times in found]
 
 
@@ -180,7 +180,7 @@ def main() -> int:
         report.append(row)
         try:
             first = tiles.tile_for(capability, d, n, k)
-            case = Problem(gpu_rows.documents(n, d, device), k)
+            case = Problem(documents(n, d, device), k)
             tile, row["tried"] = tune(case, first, width, capability, until)
             row["first_seconds"], row["best_seconds"] = case.seconds(first, tile)
             row |= {"first": first._asdict(), "best": tile._asdict()}
