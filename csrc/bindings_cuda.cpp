@@ -175,7 +175,7 @@ void dense_loss(DenseArguments problem, DenseHow how, DenseOutputs outputs, Addr
 namespace gloss::bindings {
 
 void bind_cuda(py::module_& m) {
-  m.def("cuda_problem", &cuda::problem);
+  m.def("cuda_problem", &cuda::problem, py::arg("device") = 0);
   m.def("cuda_cosine_topk_workspace", &cosine_topk_workspace);
   m.def("cuda_cosine_topk", &cosine_topk);
   m.def("cuda_cosine_topk_backward_workspace", &cosine_topk_backward_workspace);
@@ -205,6 +205,9 @@ void bind_cuda(py::module_& m) {
 PYBIND11_MODULE(_C_emulated, m) {
   m.doc() = "The CUDA core of gloss_kernels on the CPU, for tests.";
   m.def("seed", [](unsigned seed) { emulator::seed() = seed; });  // of the order of blocks, warps and lanes; 0: in turn
+  m.def("pretend", [](int driver_version, int count_error, int kernel_error, int kernel_device) {
+    emulator::driver = {driver_version, count_error, kernel_error, kernel_device};
+  });
   gloss::bindings::bind_cuda(m);
 }
 #endif

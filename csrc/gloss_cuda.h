@@ -15,8 +15,9 @@ struct Queue {
   void* stream;  // cudaStream_t
 };
 
-// Why no kernel can run on this machine ("no driver", "no GPU"), or "" if one can.
-std::string problem();
+// Why no kernel of this build can run on a GPU (no driver or one too old, no such GPU, no code for its architecture), or
+// "" if they can. Touches that GPU only.
+std::string problem(int device);
 
 // ---------------------------------------------------------------------------------------------- topk
 // Written on the device; reading it is up to the caller.

@@ -3,6 +3,7 @@
 #include <map>
 #include <utility>
 
+#include "driver.h"
 #include "fibers.h"
 
 enum cudaError_t : int {
@@ -11,6 +12,7 @@ enum cudaError_t : int {
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInsufficientDriver = 35,
   cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
 };
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
@@ -52,7 +54,15 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
-inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaError_t(emulator::driver.count_error); }
+inline cudaError_t cudaDriverGetVersion(int* version) { return *version = emulator::driver.version, cudaSuccess; }
+inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+struct cudaFuncAttributes {};
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
+  int device = 0;
+  (void)cudaGetDevice(&device);
+  return cudaError_t(device == emulator::driver.kernel_device ? emulator::driver.kernel_error : 0);
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = 4; break;
