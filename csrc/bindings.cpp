@@ -149,6 +149,11 @@ void dense_unit_rows_backward(int64_t n, int64_t cols, bool is_double, Address u
   });
 }
 
+void dense_product(int64_t n, int64_t k, int64_t m, Address a, Address b, bool transposed, Address c, int threads) {
+  py::gil_scoped_release no_gil;
+  cpu::dense_product(n, k, m, at<float>(a), at<float>(b), transposed, at<float>(c), threads);
+}
+
 void dense_loss(DenseArguments problem, DenseHow how, DenseOutputs outputs) {
   py::gil_scoped_release no_gil;
   by_type(std::get<2>(problem), [&](auto type) {
@@ -173,12 +178,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("propagate_backward", &propagate_backward);
   m.def("dense_unit_rows", &dense_unit_rows);
   m.def("dense_unit_rows_backward", &dense_unit_rows_backward);
+  m.def("dense_product", &dense_product);
   m.def("dense_loss", &dense_loss);
 #if defined(GLOSS_CUDA)
   m.def("cuda_architectures", [] { return GLOSS_CUDA_ARCHITECTURES; });
   bind_cuda(m);
 #else
   m.def("cuda_architectures", [] { return ""; });
-  m.def("cuda_problem", [] { return "this build has no CUDA core"; });
+  m.def("cuda_problem", [](int) { return "this build has no CUDA core"; });
 #endif
 }

@@ -252,7 +252,7 @@ def dense_loss(
     unit = torch.empty_like(x)
     inverse_norms = torch.empty(n, dtype=torch.float64)
     _native.core.dense_unit_rows(n, d, is_double, x.data_ptr(), unit.data_ptr(), inverse_norms.data_ptr(), threads)
-    cosines = unit @ unit.T
+    cosines = _product(unit, unit, transposed=True)
 
     loss, result = x.new_empty(()), x.new_empty(n, num_classes)
     reachable, lacks = torch.empty(n, dtype=torch.bool), torch.empty((), dtype=torch.float64)
@@ -288,7 +288,7 @@ def dense_loss(
     )
     if grad_cosines is None:
         return loss, result, reachable, lacks, x.new_empty(0), grad_sigma
-    grad_unit = grad_cosines @ unit
+    grad_unit = _product(grad_cosines, unit, transposed=False)
     grad = torch.empty_like(x)
     _native.core.dense_unit_rows_backward(
         n,
@@ -301,3 +301,14 @@ def dense_loss(
         threads,
     )
     return loss, result, reachable, lacks, grad, grad_sigma
+
+
+def _product(a: Tensor, b: Tensor, *, transposed: bool) -> Tensor:
+    """a @ b, or a @ b.T, of contiguous matrices: _product.product by a kernel in float32, four times as fast."""
+    if a.dtype == torch.float64:
+        return a @ (b.T if transposed else b)
+    n, k, m = *a.shape, b.shape[0 if transposed else 1]
+    c = a.new_empty(n, m)
+    threads = torch.get_num_threads()
+    _native.core.dense_product(n, k, m, a.data_ptr(), b.data_ptr(), transposed, c.data_ptr(), threads)
+    return c

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _native
+from ._product import product
 
 
 class _Call:
@@ -321,7 +322,7 @@ def dense_loss(
     is_double = dtype == torch.float64
     unit, inverse_norms = torch.empty_like(x), call.empty(n, torch.float64)
     call.core.cuda_dense_unit_rows(n, d, is_double, x.data_ptr(), unit.data_ptr(), inverse_norms.data_ptr(), call.queue)
-    cosines = unit @ unit.T
+    cosines = product(unit, unit.T)
 
     loss, result = call.empty((), dtype), call.empty((n, num_classes), dtype)
     reachable, lacks = call.empty(n, torch.bool), call.empty((), torch.float64)
@@ -354,7 +355,7 @@ def dense_loss(
     )
     if grad_cosines is None:
         return loss, result, reachable, lacks, x.new_empty(0), grad_sigma
-    grad_unit, grad = grad_cosines @ unit, torch.empty_like(x)
+    grad_unit, grad = product(grad_cosines, unit), torch.empty_like(x)
     call.core.cuda_dense_unit_rows_backward(
         n,
         d,

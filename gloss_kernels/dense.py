@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _dispatch, _native
+from . import _dispatch, _native, _validate
+from ._product import product
 from .propagate import Propagation, drop_vanishing, one_hot
 
 NATIVE_ROWS = 512  # above, torch's blocked Cholesky is the faster one
@@ -31,7 +32,7 @@ def unit_rows(x: Tensor) -> Tensor:
 def adjacency(embeddings: Tensor, sigma: float | Tensor) -> Tensor:
     """exp((c_ij - 1) / sigma^2) with a zero diagonal, [n, n]; sigma a number, 0-dim or [n] (then sigma_i sigma_j)."""
     u = unit_rows(embeddings)
-    distance = (u @ u.T - 1).clamp(max=0)  # rounding may give duplicates a cosine above 1
+    distance = (product(u, u.T) - 1).clamp(max=0)  # rounding may give duplicates a cosine above 1
     if isinstance(sigma, Tensor):
         sigma = sigma.to(u)
         weights = torch.exp(distance / (sigma**2 if sigma.ndim == 0 else sigma[:, None] * sigma[None, :]))
@@ -46,7 +47,7 @@ def normalize(adjacency: Tensor, how: str) -> Tensor:
         return adjacency
     s = _power(adjacency.sum(dim=1), -0.5)
     if how == "paper":
-        s = _power(adjacency @ s, -1.0)
+        s = _power((adjacency * s).sum(dim=1), -1.0)
     return s[:, None] * adjacency * s[None, :]
 
 
@@ -59,7 +60,7 @@ def propagate(
     adjacency: Tensor, labels: Tensor, num_classes: int, alpha: float | None, normalization: str
 ) -> Propagation:
     """As propagate_labels, for a dense symmetric graph [n, n]."""
-    labeled = labels >= 0
+    labeled = (labels >= 0) & (labels < num_classes)
     boundary = one_hot(labels, num_classes, adjacency.dtype)
     m = normalize(drop_vanishing(adjacency), normalization if alpha is None else "symmetric")
     f, _, reachable, lacks = dense_propagate_op(m, labeled, boundary, -1.0 if alpha is None else alpha)
@@ -87,7 +88,7 @@ def batch_loss(
     """The loss and the Propagation, by one native operator; labels [n] with -1 on hidden documents."""
     n, device = len(embeddings), embeddings.device
     if isinstance(sigma, Tensor):
-        inverse = sigma.double().reciprocal().expand(n)
+        inverse = sigma.to(device, torch.float64).reciprocal().expand(n)
     else:
         inverse = torch.full((n,), 1 / sigma, dtype=torch.float64, device=device)
     weight = None if class_weight is None else class_weight.detach().to(device, torch.float64)
@@ -117,6 +118,13 @@ def dense_loss_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """loss, F, reachable, lacks, and the gradients of embeddings and inverse_sigma for the backward pass to scale."""
+    for name, x, kind in (
+        ("inverse_sigma", inverse_sigma, torch.float64), ("labels", labels, torch.int64),
+        ("targets", targets, torch.int64), ("scored", scored, torch.bool),
+    ):  # fmt: skip
+        _validate.tensor(name, x, (embeddings.shape[0],), kind)  # the kernels know addresses only
+    if class_weight is not None:
+        class_weight = _validate.tensor("class_weight", class_weight, (num_classes,), torch.float64).contiguous()
     return _dispatch.kernels(backend).dense_loss(
         embeddings.detach(), inverse_sigma.detach(), labels, targets, scored, class_weight, num_classes,
         None if alpha < 0 else alpha, normalization, target, smoothing, want_gradient,
@@ -213,9 +221,10 @@ def dense_propagate_op(
 
 
 def _reachable(m: Tensor, fixed: Tensor) -> Tensor:
-    reached = fixed | (m @ fixed.to(m.dtype) > 0)
+    joined = (m > 0).double()
+    reached = fixed | (joined @ fixed.double() > 0)
     while not bool(reached.all()):
-        grown = reached | (m @ reached.to(m.dtype) > 0)
+        grown = reached | (joined @ reached.double() > 0)
         if bool((grown == reached).all()):
             break
         reached = grown

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import _dispatch, _validate, dense, reference
 from .graph import SMALLEST_SIGMA, check_sigma, combine_edges_op, gaussian_weights, knn_structure_op, neighbors_of
-from .propagate import Propagation, check_labels, check_options, solve
+from .propagate import WRONG, Propagation, check_options, known_labels, mark_wrong, may_be_wrong, solve
 from .sigma import HEURISTICS, estimate_sigma
 from .topk import check_finite
 
@@ -199,8 +199,8 @@ def _g_loss(
 ) -> tuple[Tensor, Propagation]:
     n = len(embeddings)
     _validate.tensor("hide_mask", hide_mask, (n,), torch.bool)
-    check_labels("labels", labels, num_classes, ignore_index)
-    labels = torch.where(labels == ignore_index, -1, labels)
+    _validate.same_device("hide_mask", hide_mask, embeddings)
+    labels = known_labels("labels", labels, num_classes, ignore_index)
     visible = torch.where(hide_mask, -1, labels)
     is_dense = n_neighbors is None or n - 1 <= n_neighbors
     chosen = _dispatch.resolve(backend, embeddings.device, dense=is_dense)
@@ -232,8 +232,12 @@ def _g_loss(
             )
         if chosen == "reference":
             loss = reference.loss_on_hidden(propagation.probabilities, labels, scored, target, class_weight, SMOOTHING)
-            return loss.to(torch.float64 if embeddings.dtype == torch.float64 else torch.float32), propagation
-        return loss_on_hidden(propagation.probabilities, labels, scored, target, class_weight), propagation
+            loss = loss.to(torch.float64 if embeddings.dtype == torch.float64 else torch.float32)
+        else:
+            loss = loss_on_hidden(propagation.probabilities, labels, scored, target, class_weight)
+        if may_be_wrong(labels):
+            loss = loss * torch.where((labels == WRONG).any(), torch.nan, 1.0)
+        return loss, mark_wrong(propagation, labels)
 
 
 def _as_product(sigma: float | Tensor) -> float | Tensor:
@@ -270,7 +274,7 @@ def loss_on_hidden(
     probabilities: Tensor, labels: Tensor, hidden: Tensor, target: str, class_weight: Tensor | None
 ) -> Tensor:
     """Weighted mean over the hidden documents (reference.loss_on_hidden); zero, with graph, where there is none."""
-    p, y = probabilities, labels.clamp(min=0)
+    p, y = probabilities, labels.clamp(0, probabilities.shape[1] - 1)
     p_y = p.gather(1, y[:, None]).squeeze(1)
     if target == "nll":
         each = -torch.log((1 - SMOOTHING) * p_y.clamp(min=0) + SMOOTHING / p.shape[1])  # a solve to tol may give -1e-6

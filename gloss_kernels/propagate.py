@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -89,7 +90,7 @@ def propagate_labels(
     if num_classes is None:
         num_classes = max(int(labels.max()) + 1 if n else 1, 1)
     _validate.whole_number("num_classes", num_classes, 1)
-    check_labels("labels", labels, num_classes)
+    labels = known_labels("labels", labels, num_classes)
     check_options(alpha, normalization, tol, max_iter)
     _validate.number("prior_strength", prior_strength, 0)
     prior = _check_prior(prior, num_classes, graph.values)
@@ -99,22 +100,52 @@ def propagate_labels(
             raise ValueError("initial: holds NaN or Inf")
     chosen = _dispatch.resolve(backend, graph.values.device)
     if chosen == "reference":
-        return _reference(graph, labels, num_classes, alpha, normalization, prior_strength, prior)
-    return solve(
+        found = _reference(graph, labels, num_classes, alpha, normalization, prior_strength, prior)
+        return mark_wrong(found, labels)
+    found = solve(
         graph.crow_indices, graph.col_indices, graph.values, labels, num_classes, alpha=alpha,
         normalization=normalization, prior_strength=prior_strength, prior=prior, tol=tol, max_iter=max_iter,
         initial=initial, backend=chosen,
     )  # fmt: skip
+    return mark_wrong(found, labels)
 
 
-def check_labels(name: str, labels: Tensor, num_classes: int, ignored: int = -1) -> None:
-    """Reads the labels, so only where that costs no synchronisation."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not len(labels):
-        return
-    wrong = ((labels < 0) | (labels >= num_classes)) & (labels != ignored)
+WRONG = -2  # stands for a label that is none, on a GPU: nothing waits there to raise
+
+
+def known_labels(name: str, labels: Tensor, num_classes: int, ignored: int = -1) -> Tensor:
+    """labels with -1 for ``ignored``, so that all that follows may index with those of at least 0.
+
+    Any other label that is no class raises on the CPU. On a GPU, where to look means to wait, it becomes WRONG, unless
+    GLOSS_KERNELS_CHECK=1 asks to look. Compiled code does the same, by an operator.
+    """
+    if torch.compiler.is_compiling():
+        known: Tensor = known_labels_op(name, labels, num_classes, ignored)
+        return known
+    return _known_labels(name, labels, num_classes, ignored)
+
+
+def _known_labels(name: str, labels: Tensor, num_classes: int, ignored: int) -> Tensor:
+    is_ignored = labels == ignored
+    wrong = ((labels < 0) | (labels >= num_classes)) & ~is_ignored
+    if may_be_wrong(labels) and os.environ.get("GLOSS_KERNELS_CHECK") != "1":
+        return torch.where(is_ignored, -1, torch.where(wrong, WRONG, labels))
     if bool(wrong.any()):
         at = int(wrong.nonzero()[0])
         raise ValueError(f"{name}: document {at} has label {int(labels[at])}, wants 0..{num_classes - 1} or {ignored}")
+    return torch.where(is_ignored, -1, labels)
+
+
+def may_be_wrong(labels: Tensor) -> bool:
+    """Whether known_labels may hold WRONG."""
+    return labels.device.type != "cpu"
+
+
+def mark_wrong(found: Propagation, labels: Tensor) -> Propagation:
+    """The rows whose label is WRONG become NaN."""
+    if not may_be_wrong(labels):
+        return found
+    return found._replace(probabilities=found.probabilities.masked_fill((labels == WRONG)[:, None], torch.nan))
 
 
 def check_options(alpha: float | None, normalization: str, tol: float, max_iter: int) -> None:
@@ -137,9 +168,10 @@ def _check_prior(prior: Tensor | None, num_classes: int, like: Tensor) -> Tensor
 
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """[n, C]; a row of zeros for label -1. (torch's one_hot makes int64 first: eight times the memory traffic.)"""
+    """[n, C]; a row of zeros for what is no class. (torch's one_hot makes int64 first: eight times the traffic.)"""
     zeros = torch.zeros(len(labels), num_classes, dtype=dtype, device=labels.device)
-    return zeros.scatter_(1, labels.clamp(min=0)[:, None], (labels >= 0).to(dtype)[:, None])
+    known = (labels >= 0) & (labels < num_classes)
+    return zeros.scatter_(1, torch.where(known, labels, 0)[:, None], known.to(dtype)[:, None])
 
 
 def drop_vanishing(weights: Tensor) -> Tensor:
@@ -164,7 +196,8 @@ def solve(
     backend: str,
 ) -> Propagation:
     """propagate_labels after its checks; shapes depend on n, nnz and C only, so torch.compile can trace it."""
-    labeled = labels >= 0
+    crow, col = crow.contiguous(), col.contiguous()  # a graph made by hand: kernels read them by address
+    labeled = (labels >= 0) & (labels < num_classes)
     boundary = one_hot(labels, num_classes, values.dtype)
     if initial is not None:
         boundary = torch.where(labeled[:, None], boundary, initial.detach().to(values.dtype))
@@ -202,6 +235,16 @@ def _reference(
 
 
 # ------------------------------------------------------------------------------------------- operators
+@torch.library.custom_op("gloss_kernels::known_labels", mutates_args=())
+def known_labels_op(name: str, labels: Tensor, num_classes: int, ignored: int) -> Tensor:
+    return _known_labels(name, labels, num_classes, ignored)
+
+
+@known_labels_op.register_fake
+def _(name: str, labels: Tensor, num_classes: int, ignored: int) -> Tensor:
+    return torch.empty_like(labels)
+
+
 @torch.library.custom_op("gloss_kernels::normalize_edges", mutates_args=())
 def normalize_edges_op(crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str) -> Tensor:
     return _dispatch.kernels(backend).normalize_edges(crow, col, values, normalization)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _validate
+from ._product import product
 from .dense import unit_rows
 
 HEURISTICS = ("root", "mst", "self-tuning")
@@ -75,4 +76,4 @@ def _sample(x: Tensor) -> Tensor:
 
 def _distances(embeddings: Tensor) -> Tensor:
     u = unit_rows(embeddings.detach())
-    return (2 - 2 * u @ u.T).clamp(min=0).sqrt().fill_diagonal_(0)
+    return (2 - 2 * product(u, u.T)).clamp(min=0).sqrt().fill_diagonal_(0)

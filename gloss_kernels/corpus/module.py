@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import _dispatch, _validate
+from .._product import product
 from ..dense import unit_rows
 from ..graph import SMALLEST_SIGMA, SimilarityGraph, similarity_graph
 from ..loss import TARGETS, _check_class_weight, loss_on_hidden
-from ..propagate import Propagation, check_labels, check_options, drop_vanishing, propagate_labels
+from ..propagate import Propagation, check_options, drop_vanishing, known_labels, propagate_labels
 from .bank import Bank, check_ids, check_rows
 from .harmonic import harmonic
 from .index import check_index
@@ -104,7 +105,7 @@ class CorpusGLoss(nn.Module):
             if num_classes < 1:
                 raise ValueError("labels: no document has a label, wants one of at least 0")
         self.num_classes = _validate.whole_number("num_classes", num_classes, 1)
-        check_labels("labels", labels.cpu(), num_classes)
+        known_labels("labels", labels.cpu(), num_classes)
         self.n_neighbors = _validate.whole_number("n_neighbors", n_neighbors, 1)
         if n_neighbors > len(labels) - 1:
             raise ValueError(f"n_neighbors: got {n_neighbors}, but a document of {len(labels)} has fewer others")
@@ -168,7 +169,7 @@ class CorpusGLoss(nn.Module):
         """
         count = len(labels) if isinstance(labels, Tensor) and labels.ndim == 1 else "any"
         _validate.integers("labels", labels, (count,))
-        check_labels("labels", labels.cpu(), self.num_classes)
+        known_labels("labels", labels.cpu(), self.num_classes)
         if embeddings is not None and len(check_rows("embeddings", embeddings, self.dim)) != len(labels):
             raise ValueError(f"embeddings: got {len(embeddings)} rows for {len(labels)} labels")
         self.flush()
@@ -289,7 +290,7 @@ class CorpusGLoss(nn.Module):
         m = min(self.batch_neighbors, b - 1)
         if m < 1:
             return u.new_zeros(b, b, dtype=torch.float64)
-        c = u @ u.T
+        c = product(u, u.T)
         nearest = c.detach().clone().fill_diagonal_(-torch.inf).topk(m).indices
         w = self._weights(c.gather(1, nearest))
         directed = w.new_zeros(b, b).scatter(1, nearest, w)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gloss_kernels import _validate
+from gloss_kernels._product import product
 from gloss_kernels.topk import check_finite
 
 BLOCK_BYTES = 64 << 20  # of float32 numbers held at a time
@@ -91,7 +92,7 @@ class Rows:
             odd = ((length < 1e-12) | ~(length < 1e12)).nonzero().squeeze(1)  # squares under- or overflow
             if len(odd):
                 near[odd], length[odd] = unit(near[odd]), 1.0
-            dots = torch.bmm(near.view(-1, c, self.dim), queries[part, :, None]).squeeze(2)
+            dots = product(near.view(-1, c, self.dim), queries[part, :, None]).squeeze(2)
             result[part] = dots / length.view(-1, c)
         return result.masked_fill_(ids < 0, -torch.inf)
 
