@@ -236,6 +236,11 @@ def _check_neighbors(neighbors: Any, embeddings: Tensor) -> TopK:
     _validate.integers("neighbors.indices", indices, tuple(values.shape))
     _validate.same_device("neighbors.values", values, embeddings)
     _validate.same_device("neighbors.indices", indices, embeddings)
+    if indices.numel() and not torch.compiler.is_compiling():  # the size of the graph is read as well, a little later
+        low, high = (int(x) for x in indices.aminmax())
+        if low < 0 or high >= len(indices):
+            outside = low if low < 0 else high
+            raise ValueError(f"neighbors.indices: holds node {outside}, wants 0..{len(indices) - 1}")
     return TopK(values.to(_native.compute_dtype(embeddings)), indices)
 
 

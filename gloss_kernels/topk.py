@@ -75,6 +75,7 @@ def cosine_topk(
     if hint is not None:
         columns = hint.shape[-1] if isinstance(hint, Tensor) and hint.ndim == 2 else "any"
         _validate.tensor("hint", hint, (len(queries), columns), torch.int64)
+        _validate.same_device("hint", hint, queries)
     chosen = _dispatch.resolve(backend, queries.device)
     if len(queries) == 0:
         values = queries.new_empty((0, k), dtype=_native.compute_dtype(queries))
