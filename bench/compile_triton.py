@@ -153,8 +153,9 @@ def variant(launch: Launch) -> str:
 
 # ------------------------------------------------- calls whose launches are all that a user's calls make
 def topk_calls(arch: int) -> None:
-    from gloss_kernels import _triton
     from gloss_kernels._triton.topk import search, tiles
+
+    from gloss_kernels import _triton
 
     n, k = 20_000, 15
     cases = [(torch.float32, 384, False), (torch.float32, 48, False), (torch.float16, 384, False)]

@@ -161,6 +161,11 @@ void dense_unit_rows_backward(int64_t n, int64_t cols, bool is_double, Address u
   });
 }
 
+void dense_product(int64_t n, int64_t k, int64_t m, Address a, Address b, bool transposed, Address c, int threads) {
+  py::gil_scoped_release no_gil;
+  cpu::dense_product(n, k, m, at<float>(a), at<float>(b), transposed, at<float>(c), threads);
+}
+
 void dense_loss(int64_t n, int64_t num_classes, bool is_double, Address cosines, Address inverse_sigma, Address labels,
                 Address targets, Address scored, Address class_weight, double alpha, const std::string& normalization,
                 const std::string& target, double smoothing, Address loss, Address result, Address reachable,
@@ -207,6 +212,8 @@ void bind_cpu(py::module_ m) {
         arg("inverse_norms"), arg("threads"));
   m.def("dense_unit_rows_backward", &dense_unit_rows_backward, arg("n"), arg("cols"), arg("is_double"), arg("unit"),
         arg("inverse_norms"), arg("grad_unit"), arg("grad"), arg("threads"));
+  m.def("dense_product", &dense_product, arg("n"), arg("k"), arg("m"), arg("a"), arg("b"), arg("transposed"), arg("c"),
+        arg("threads"));
   m.def("dense_loss", &dense_loss, arg("n"), arg("num_classes"), arg("is_double"), arg("cosines"),
         arg("inverse_sigma"), arg("labels"), arg("targets"), arg("scored"), arg("class_weight"),
         arg("alpha"), arg("normalization"), arg("target"), arg("smoothing"), arg("loss"), arg("result"),

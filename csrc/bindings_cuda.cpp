@@ -188,7 +188,7 @@ void dense_loss(int64_t n, int64_t num_classes, bool is_double, Address cosines,
 namespace gloss::bindings {
 
 void bind_cuda(py::module_ m) {
-  m.def("problem", &cuda::problem);
+  m.def("problem", &cuda::problem, arg("device"));
   m.def("cosine_topk_workspace", &cosine_topk_workspace, arg("queries"), arg("corpus"), arg("k"), arg("exclude_self"),
         arg("hint_k"));
   m.def("cosine_topk", &cosine_topk, arg("queries"), arg("corpus"), arg("k"), arg("exclude_self"), arg("hint"),
@@ -244,6 +244,9 @@ void bind_cuda(py::module_ m) {
 PYBIND11_MODULE(_C_emulated, m) {
   m.doc() = "The CUDA core of gloss_kernels on the CPU, for tests.";
   m.def("seed", [](unsigned seed) { emulator::seed() = seed; });  // of the order of blocks, warps and lanes; 0: in turn
+  m.def("pretend", [](int driver_version, int count_error, int kernel_error, int kernel_device) {
+    emulator::driver = {driver_version, count_error, kernel_error, kernel_device};
+  });
   // Capture of stream 0, the stream of CPU tensors; replay(first, last) runs a part of what was kept (emulator/capture.h).
   m.def("begin_capture", [] { emulator::begin_capture(nullptr); });
   m.def("end_capture", &emulator::end_capture);

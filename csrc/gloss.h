@@ -154,8 +154,12 @@ int64_t propagate_backward(Csr graph, const T* values, int64_t num_classes, cons
                            PropagateOptions options, T* grad_values, double* residual);
 
 // ------------------------------------------------------------------------------ dense mini-batch path
-// G-Loss of a mini-batch whose documents all neighbour each other: between these calls stand two matrix products of the
-// caller, cosines = unit unit^T and grad_unit = grad_cosines unit. T is float or double; inside, all is double.
+// G-Loss of a mini-batch whose documents all neighbour each other: between these calls stand two matrix products,
+// cosines = unit unit^T and grad_unit = grad_cosines unit. T is float or double; inside, all is double.
+
+// C [n, m] = A [n, k] B [k, m], or A B^T with B [m, k] where `transposed`, in full float32.
+void dense_product(int64_t n, int64_t k, int64_t m, const float* a, const float* b, bool transposed, float* c,
+                   int threads);
 
 // unit = x / |x| by rows, inverse_norms[i] = 1 / |x_i|; a zero row has 0. Throws on NaN and Inf, naming the row.
 template <class T>
@@ -170,7 +174,7 @@ struct DenseProblem {
   const T* cosines;             // [n, n]
   const double* inverse_sigma;  // [n]: W_ij = exp((c_ij - 1) inverse_sigma_i inverse_sigma_j)
   const int64_t* labels;        // [n], -1 is unlabelled
-  const int64_t* targets;       // [n], the true class of scored documents
+  const int64_t* targets;       // [n], the true class; may be -1 where not scored
   const uint8_t* scored;        // [n]
   const double* class_weight;   // [num_classes] or null
 };
@@ -190,6 +194,7 @@ struct DenseResult {
   T* grad_cosines;             // [n, n], symmetric: of c_ij and c_ji together. Null where no gradient is wanted.
   double* grad_inverse_sigma;  // [n]
 };
+// Throws where a label or a target is neither -1 nor a class, naming the document.
 template <class T>
 void dense_loss(const DenseProblem<T>& problem, const DenseOptions& options, const DenseResult<T>& result);
 

@@ -15,8 +15,9 @@ struct Queue {
   void* stream;  // cudaStream_t
 };
 
-// Why no kernel can run on this machine ("no driver", "no GPU"), or "" if one can.
-std::string problem();
+// Why no kernel of this build can run on a GPU (no driver or one too old, no such GPU, no code for its architecture), or
+// "" if they can. Touches that GPU only.
+std::string problem(int device);
 
 // ---------------------------------------------------------------------------------------------- topk
 // Written on the device; reading it is up to the caller.
@@ -85,7 +86,8 @@ void propagate_backward(Csr graph, int64_t capacity, const T* values, int64_t nu
                         int64_t* iterations, void* workspace, Queue queue);
 
 // ------------------------------------------------------------------------------ dense mini-batch path
-// n <= 512. A system that cannot be factored gives NaN (the CPU throws), and so does a row with NaN or Inf.
+// n <= 512. A system that cannot be factored gives NaN (the CPU throws), and so does a row with NaN or Inf. A label that
+// is no class makes its row, the loss and the gradient NaN.
 template <class T>
 void dense_unit_rows(int64_t n, int64_t cols, const T* x, T* unit, double* inverse_norms, Queue queue);
 template <class T>

@@ -192,11 +192,16 @@ class Core(Protocol):
         **tail: Any,
     ) -> None: ...
 
+class CpuCore(Core, Protocol):
+    def dense_product(
+        self, *, n: int, k: int, m: int, a: Address, b: Address, transposed: bool, c: Address, threads: int
+    ) -> None: ...
+
 class CudaCore(Core, Protocol):
-    def problem(self) -> str: ...
+    def problem(self, device: int) -> str: ...
 
 def isa() -> str: ...
 
-cpu: Core
+cpu: CpuCore
 cuda: CudaCore
 cuda_architectures: str

@@ -14,6 +14,7 @@ from . import _ops, reference
 from ._backends.protocol import Batch
 from ._math import drop_vanishing, one_hot, unit_rows
 from ._options import LossOptions, PropagateOptions
+from ._product import product
 from .propagate import Propagation
 
 
@@ -30,7 +31,7 @@ def batch_loss(
     """The loss and the Propagation, by one operator; labels [n] with -1 on hidden documents."""
     n, how = embeddings.shape[0], options.propagate
     if isinstance(sigma, Tensor):
-        inverse = sigma.double().reciprocal().expand(n)
+        inverse = sigma.to(embeddings.device, torch.float64).reciprocal().expand(n)
     else:
         inverse = torch.full((n,), 1 / sigma, dtype=torch.float64, device=embeddings.device)
     weight = None if class_weight is None else class_weight.detach().to(embeddings.device, torch.float64)
@@ -45,7 +46,7 @@ def batch_loss(
 def adjacency(embeddings: Tensor, sigma: float | Tensor) -> Tensor:
     """exp((c_ij - 1) / sigma^2) with a zero diagonal, [n, n]; sigma a number, 0-dim or [n] (then sigma_i sigma_j)."""
     u = unit_rows(embeddings)
-    distance = (u @ u.T - 1).clamp(max=0)  # rounding may give duplicates a cosine above 1
+    distance = (product(u, u.T) - 1).clamp(max=0)  # rounding may give duplicates a cosine above 1
     if isinstance(sigma, Tensor):
         sigma = sigma.to(u)
         weights = torch.exp(distance / (sigma**2 if sigma.ndim == 0 else sigma[:, None] * sigma[None, :]))
@@ -56,7 +57,7 @@ def adjacency(embeddings: Tensor, sigma: float | Tensor) -> Tensor:
 
 def propagate(adjacency: Tensor, labels: Tensor, num_classes: int, options: PropagateOptions) -> Propagation:
     """As propagate_labels, for a dense symmetric graph [n, n]."""
-    labeled, alpha = labels >= 0, options.alpha
+    labeled, alpha = (labels >= 0) & (labels < num_classes), options.alpha
     boundary = one_hot(labels, num_classes, adjacency.dtype)
     m = reference.normalize(drop_vanishing(adjacency), options.applied_normalization)
     f, _, reachable, row_sum_error = _ops.loss.dense_propagate_op(

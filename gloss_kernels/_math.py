@@ -31,9 +31,10 @@ def power(x: Tensor, exponent: float) -> Tensor:
 
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """[n, C]; a row of zeros for label -1. (torch's one_hot makes int64 first: eight times the memory traffic.)"""
+    """[n, C]; a row of zeros for what is no class. (torch's one_hot makes int64 first: eight times the traffic.)"""
     zeros = torch.zeros(len(labels), num_classes, dtype=dtype, device=labels.device)
-    return zeros.scatter_(1, labels.clamp(min=0)[:, None], (labels >= 0).to(dtype)[:, None])
+    known = (labels >= 0) & (labels < num_classes)
+    return zeros.scatter_(1, torch.where(known, labels, 0)[:, None], known.to(dtype)[:, None])
 
 
 def drop_vanishing(weights: Tensor) -> Tensor:
@@ -43,9 +44,10 @@ def drop_vanishing(weights: Tensor) -> Tensor:
 
 def reachable_rows(m: Tensor, fixed: Tensor) -> Tensor:
     """bool [n]: the rows of a graph [n, n] that a path of positive weights joins to a fixed one."""
-    reached = fixed | (m @ fixed.to(m.dtype) > 0)
+    joined = (m > 0).double()
+    reached = fixed | (joined @ fixed.double() > 0)
     while not bool(reached.all()):
-        grown = reached | (m @ reached.to(m.dtype) > 0)
+        grown = reached | (joined @ reached.double() > 0)
         if bool((grown == reached).all()):
             break
         reached = grown

@@ -252,4 +252,9 @@ def _check_neighbors(neighbors: Any, embeddings: Tensor) -> TopK:
     _checks.integers("neighbors.indices", indices, tuple(values.shape))
     _checks.same_device("neighbors.values", values, embeddings)
     _checks.same_device("neighbors.indices", indices, embeddings)
+    if indices.numel() and not torch.compiler.is_compiling():  # the size of the graph is read as well, a little later
+        low, high = (int(x) for x in indices.aminmax())
+        if low < 0 or high >= len(indices):
+            outside = low if low < 0 else high
+            raise ValueError(f"neighbors.indices must be rows in 0..{len(indices) - 1}, got {outside}")
     return TopK(values.to(compute_dtype(embeddings)), indices)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from . import _backends, _checks, _dense, _ops, reference
+from ._labels import WRONG, known_labels, mark_wrong, may_be_wrong
 from ._options import LossOptions, PropagateOptions
 from .graph import SMALLEST_SIGMA, check_sigma, gaussian_weights, neighbors_of
-from .propagate import Propagation, check_labels, solve
+from .propagate import Propagation, solve
 from .sigma import HEURISTICS, estimate_sigma
 
 
@@ -182,8 +183,8 @@ def _g_loss(
     """Topk, graph, propagate, loss, after the checks of the options."""
     n, k = embeddings.shape[0], options.n_neighbors
     _checks.tensor("hide_mask", hide_mask, (n,), torch.bool)
-    check_labels("labels", labels, options.num_classes, options.ignore_index)
-    labels = torch.where(labels == options.ignore_index, -1, labels)
+    _checks.same_device("hide_mask", hide_mask, embeddings)
+    labels = known_labels("labels", labels, options.num_classes, options.ignore_index)
     visible, scored = torch.where(hide_mask, -1, labels), hide_mask & (labels >= 0)
     is_dense = k is None or n - 1 <= k
     backend = _backends.resolve(options.backend, embeddings.device)
@@ -202,7 +203,9 @@ def _g_loss(
         else:
             propagation = _sparse(embeddings, visible, sigma, options, backend)
         loss = reference.loss_on_hidden(propagation.probabilities, labels, scored, options.target, class_weight)
-        return loss, propagation
+        if may_be_wrong(labels):
+            loss = loss * torch.where((labels == WRONG).any(), torch.nan, 1.0)
+        return loss, propagation._replace(probabilities=mark_wrong(propagation.probabilities, labels))
 
 
 def _sparse(

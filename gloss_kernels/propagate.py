@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _backends, _checks, _library, _ops
 from ._backends.protocol import Edges
+from ._labels import known_labels, mark_wrong
 from ._math import drop_vanishing, one_hot
 from ._options import PropagateOptions
 from .graph import SimilarityGraph, check_graph
@@ -97,26 +98,18 @@ def propagate_labels(
             raise ValueError("num_classes must be given while a CUDA graph is captured, got None")
         num_classes = max(int(labels.max()) + 1 if n else 1, 1)
     _checks.whole_number("num_classes", num_classes, 1)
-    check_labels("labels", labels, num_classes)
+    labels = known_labels("labels", labels, num_classes)
     options = PropagateOptions(alpha, normalization, prior_strength, tol, max_iter).checked()
     prior = _check_prior(prior, num_classes, graph.values)
     if initial is not None:
         _checks.tensor("initial", initial, (n, num_classes), None)
         _checks.condition(torch.isfinite(initial).all(), "initial must be finite, got NaN or Inf")
-    return solve(
+    found = solve(
         graph.crow_indices, graph.col_indices, graph.values, labels, num_classes, options, prior=prior, initial=initial,
         backend=_backends.resolve(backend, graph.values.device),
     )  # fmt: skip
-
-
-def check_labels(name: str, labels: Tensor, num_classes: int, ignored: int = -1) -> None:
-    """Reads the labels, so only where that costs no synchronisation."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or _library.capturing(labels) or not len(labels):
-        return
-    wrong = ((labels < 0) | (labels >= num_classes)) & (labels != ignored)
-    if bool(wrong.any()):
-        at = int(wrong.nonzero()[0])
-        raise ValueError(f"{name} must be 0..{num_classes - 1} or {ignored}, got {int(labels[at])} for document {at}")
+    return found._replace(probabilities=mark_wrong(found.probabilities, labels))
+    return mark_wrong(found, labels)
 
 
 def _check_prior(prior: Tensor | None, num_classes: int, like: Tensor) -> Tensor:
@@ -143,7 +136,9 @@ def solve(
     backend: str,
 ) -> Propagation:
     """propagate_labels after its checks; shapes depend on n, nnz and C only, so torch.compile can trace it."""
-    labeled, alpha, how = labels >= 0, options.alpha, options.applied_normalization
+    crow, col = crow.contiguous(), col.contiguous()  # a graph made by hand: kernels read them by address
+    labeled = (labels >= 0) & (labels < num_classes)
+    alpha, how = options.alpha, options.applied_normalization
     boundary = one_hot(labels, num_classes, values.dtype)
     if initial is not None:
         boundary = torch.where(labeled[:, None], boundary, initial.detach().to(values.dtype))

@@ -90,7 +90,7 @@ def normalize(adjacency: Tensor, how: str) -> Tensor:
         return adjacency
     s = power(adjacency.sum(dim=1), -0.5)
     if how == "published":
-        s = power(adjacency @ s, -1.0)
+        s = power((adjacency * s).sum(dim=1), -1.0)
     return s[:, None] * adjacency * s[None, :]
 
 
@@ -171,7 +171,7 @@ def loss_on_hidden(
     probabilities: Tensor, labels: Tensor, hidden: Tensor, target: str, class_weight: Tensor | None = None
 ) -> Tensor:
     """Weighted mean over the hidden documents; a zero that keeps the graph where there is none."""
-    p, y = probabilities, labels.clamp(min=0)
+    p, y = probabilities, labels.clamp(0, probabilities.shape[1] - 1)
     each = TARGETS[target](p, p.gather(1, y[:, None]).squeeze(1), SMOOTHING)
     weight = hidden.to(p.dtype) if class_weight is None else hidden * class_weight.to(p)[y]
     total = weight.sum()

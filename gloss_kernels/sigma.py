@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _checks
 from ._math import unit_rows
+from ._product import product
 
 HEURISTICS = ("root", "mst", "self-tuning")
 SMALLEST = 0.01  # duplicates have distance 0; a smaller sigma would turn every weight but theirs into 0
@@ -75,4 +76,4 @@ def _sample(x: Tensor) -> Tensor:
 
 def _distances(embeddings: Tensor) -> Tensor:
     u = unit_rows(embeddings.detach())
-    return (2 - 2 * u @ u.T).clamp(min=0).sqrt().fill_diagonal_(0)
+    return (2 - 2 * product(u, u.T)).clamp(min=0).sqrt().fill_diagonal_(0)

@@ -79,6 +79,7 @@ def cosine_topk(
     if hint is not None:
         columns = hint.shape[-1] if isinstance(hint, Tensor) and hint.ndim == 2 else "any"
         _checks.tensor("hint", hint, (len(queries), columns), torch.int64)
+        _checks.same_device("hint", hint, queries)
     chosen = _backends.resolve(backend, queries.device)
     if len(queries) == 0:
         values = queries.new_empty((0, k), dtype=compute_dtype(queries))

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "capture.h"
+#include "driver.h"
 #include "fibers.h"
 
 enum cudaError_t : int {
@@ -13,6 +14,7 @@ enum cudaError_t : int {
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInsufficientDriver = 35,
   cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
   cudaErrorStreamCaptureUnsupported = 900,
 };
 using cudaStream_t = CUstream_st*;
@@ -81,7 +83,14 @@ inline cudaError_t cudaSetDevice(int device) {
   if (device < 0 || device > 1) return emulator::last_error = cudaErrorInvalidDevice;
   return emulator::current_device = device, cudaSuccess;
 }
-inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 2, cudaSuccess; }
+inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 2, cudaError_t(emulator::driver.count_error); }
+inline cudaError_t cudaDriverGetVersion(int* version) { return *version = emulator::driver.version, cudaSuccess; }
+inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+struct cudaFuncAttributes {};
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
+  const bool asked = emulator::current_device == emulator::driver.kernel_device;
+  return cudaError_t(asked ? emulator::driver.kernel_error : 0);
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = 4; break;

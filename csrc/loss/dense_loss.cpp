@@ -345,8 +345,25 @@ void dense_unit_rows_backward(int64_t n, int64_t cols, const T* unit, const doub
   });
 }
 
+void dense_product(int64_t n, int64_t k, int64_t m, const float* a, const float* b, bool transposed, float* c,
+                   int threads) {
+  dense_product_kernel()(n, k, m, a, b, transposed, c, threads);
+}
+
+// Labels index F and the class weights: what is no class would be written anywhere.
+template <class T>
+void check_labels(const DenseProblem<T>& p) {
+  for (int64_t i = 0; i < p.n; ++i)
+    for (const int64_t* labels : {p.labels, p.targets})
+      if (labels[i] < -1 || labels[i] >= p.num_classes || (labels == p.targets && p.scored[i] && labels[i] < 0))
+        throw std::invalid_argument("labels must be 0.." + std::to_string(p.num_classes - 1) +
+                                    (labels[i] == -1 ? " where scored" : " or -1") + ", got " +
+                                    std::to_string(labels[i]) + " for document " + std::to_string(i));
+}
+
 template <class T>
 void dense_loss(const DenseProblem<T>& problem, const DenseOptions& options, const DenseResult<T>& result) {
+  check_labels(problem);
   DenseLoss<T>(problem, options).run(result);
 }
 

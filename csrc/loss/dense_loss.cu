@@ -147,9 +147,18 @@ __global__ void __launch_bounds__(kRowThreads) to_degree_kernel(int64_t n, Space
   if (threadIdx.x == 0) s.to_degree[i] = -0.5 * sum * power(s.degree[i], -1.5);
 }
 
+// A label or a target that is neither -1 nor a class: it indexes nothing, and its row and the loss become NaN. (Nobody
+// waits for the device to raise, as cpu::dense_loss does.)
+template <class T>
+__device__ inline bool is_wrong(const cpu::DenseProblem<T>& p, int64_t i) {
+  const int64_t label = p.labels[i], target = p.targets[i];
+  return label < -1 || label >= p.num_classes || target < (p.scored[i] ? 0 : -1) || target >= p.num_classes;
+}
+
 template <class T>
 __device__ inline double weight_of(const cpu::DenseProblem<T>& p, int64_t i) {
-  return !p.scored[i] ? 0.0 : p.class_weight ? p.class_weight[p.targets[i]] : 1.0;
+  if (!p.scored[i] || is_wrong(p, i)) return 0.0;
+  return p.class_weight ? p.class_weight[p.targets[i]] : 1.0;
 }
 
 // The gradients of the cosines and of 1 / sigma. One block a row.
@@ -186,15 +195,22 @@ solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, 
   GLOSS_SHARED(int, reached, [kMostRows]);
   GLOSS_SHARED(int, rows, [kMostRows]);
   GLOSS_SHARED(int, position_of, [kMostRows]);
+  GLOSS_SHARED(int, labels, [kMostRows]);
   const int n = int(p.n), classes = int(p.num_classes), me = threadIdx.x, threads = blockDim.x;
   const double prior = 1.0 / classes;
 
-  find_reachable(n, s.weights, p.labels, reached);
-  const int count = compact(n, rows, position_of, [&](int i) { return reached[i] && (spreading || p.labels[i] < 0); });
+  bool wrong = false;
+  for (int i = me; i < n; i += threads) {
+    wrong = wrong || is_wrong(p, i);
+    labels[i] = p.labels[i] < 0 || is_wrong(p, i) ? -1 : int(p.labels[i]);
+  }
+  wrong = __syncthreads_or(wrong);
+  find_reachable(n, s.weights, labels, reached);
+  const int count = compact(n, rows, position_of, [&](int i) { return reached[i] && (spreading || labels[i] < 0); });
   double labelled = 0;
   for (int i = me; i < n; i += threads) {
     out.reachable[i] = uint8_t(reached[i]);
-    labelled += p.labels[i] >= 0;
+    labelled += labels[i] >= 0;
   }
   labelled = block_sum(labelled, partial);
 
@@ -210,10 +226,10 @@ solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, 
   for (int at = me; at < count * classes; at += threads) {
     const int a = at / classes, c = at % classes, i = rows[a];
     double sum = 0;
-    if (spreading) sum = p.labels[i] == c ? 1 - options.alpha : 0;
+    if (spreading) sum = labels[i] == c ? 1 - options.alpha : 0;
     else
       for (int j = 0; j < n; ++j)
-        if (p.labels[j] == c) sum += s.weights[int64_t(i) * n + j] * s.scale[j];
+        if (labels[j] == c) sum += s.weights[int64_t(i) * n + j] * s.scale[j];
     s.right[at] = spreading ? sum : sum * s.scale[i] * s.root[a];
   }
   bool good = count == 0;
@@ -238,23 +254,24 @@ solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, 
     const int a = position_of[i];
     double sum = 0;
     for (int c = 0; c < classes; ++c) {
-      if (a < 0) f[c] = spreading ? 0 : p.labels[i] >= 0 ? double(p.labels[i] == c) : prior;
+      if (a < 0) f[c] = spreading ? 0 : labels[i] >= 0 ? double(labels[i] == c) : prior;
       else f[c] = spreading ? s.right[a * classes + c] : fmax(s.root[a] * s.right[a * classes + c], 0.0);
       sum += f[c];
     }
     T* result = out.result + int64_t(i) * classes;
+    const bool valid = good && !is_wrong(p, i);
     if (spreading) {
       s.to_degree[i] = sum;
-      for (int c = 0; c < classes; ++c) result[c] = T(sum > 0 ? f[c] / sum : prior);
+      for (int c = 0; c < classes; ++c) result[c] = !valid ? T(NAN) : T(sum > 0 ? f[c] / sum : prior);
       continue;
     }
     if (a >= 0) {
       lacks = fmax(lacks, fabs(1 - sum));
       if (sum < 1)
         for (int j = 0; j < n; ++j)
-          if (p.labels[j] >= 0) f[p.labels[j]] += (1 - sum) / labelled;
+          if (labels[j] >= 0) f[labels[j]] += (1 - sum) / labelled;
     }
-    for (int c = 0; c < classes; ++c) result[c] = good ? T(f[c]) : T(NAN);
+    for (int c = 0; c < classes; ++c) result[c] = valid ? T(f[c]) : T(NAN);
   }
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) lacks = fmax(lacks, __shfl_xor_sync(0xffffffffu, lacks, offset));
@@ -281,6 +298,7 @@ solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, 
     loss += w * target_loss(options.target, options.smoothing, classes, y, probability, w, grad);
   }
   loss = block_sum(loss, partial);
+  good = good && !wrong;
   if (me == 0) *out.loss = T(good ? loss : NAN);
   if (!want_gradient) return;
 
@@ -297,7 +315,8 @@ solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, 
   solve_factor(count, n, s.factor, classes, s.right);
   for (int at = me; at < n * classes; at += threads) {
     const int a = position_of[at / classes];
-    s.lam[at] = a < 0 ? 0 : (spreading ? options.alpha : s.root[a]) * s.right[a * classes + at % classes];
+    const double lam = a < 0 ? 0 : (spreading ? options.alpha : s.root[a]) * s.right[a * classes + at % classes];
+    s.lam[at] = good ? lam : NAN;
   }
 }
 

@@ -28,9 +28,14 @@ struct DenseKernels {
                           double* grad);
 };
 
-#define GLOSS_DECLARE_DENSE_KERNELS(isa) \
-  namespace isa {                        \
-  extern const DenseKernels dense;       \
+// C [n, m] = A [n, k] B [k, m], or A B^T with B [m, k] where `transposed`; rows one after the other (product_simd.cpp).
+using DenseProduct = void (*)(int64_t n, int64_t k, int64_t m, const float* a, const float* b, bool transposed,
+                              float* c, int threads);
+
+#define GLOSS_DECLARE_DENSE_KERNELS(isa)    \
+  namespace isa {                           \
+  extern const DenseKernels dense;          \
+  extern const DenseProduct dense_product;  \
   }
 GLOSS_DECLARE_DENSE_KERNELS(generic)
 #if defined(GLOSS_X86_SIMD)
@@ -40,5 +45,6 @@ GLOSS_DECLARE_DENSE_KERNELS(avx512bf16)
 #endif
 
 const DenseKernels& dense_kernels();
+DenseProduct dense_product_kernel();
 
 }  // namespace gloss::cpu

@@ -72,7 +72,7 @@ __device__ inline void solve_factor(int n, int64_t stride, const double* l, int 
 }
 
 // reached[i] <- a path of positive weights leads from i to a labelled row.
-__device__ inline void find_reachable(int n, const double* weights, const int64_t* labels, int* reached) {
+__device__ inline void find_reachable(int n, const double* weights, const int* labels, int* reached) {
   for (int i = threadIdx.x; i < n; i += blockDim.x) reached[i] = labels[i] >= 0;
   __syncthreads();
   static_assert(kMostRows <= kSolveThreads, "a thread decides of at most one row");

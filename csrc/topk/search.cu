@@ -32,7 +32,7 @@ bool is_swept_raw(MatrixView queries, MatrixView corpus) {
 
 void check_arguments(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self) {
   if (queries.cols != corpus.cols || queries.dtype != corpus.dtype)
-    throw std::invalid_argument("corpus: wants the columns and the dtype of queries");
+    throw std::invalid_argument("corpus must have the columns and the dtype of queries, got others");
   if (exclude_self && queries.rows > corpus.rows)
     throw std::invalid_argument("exclude_self: got " + std::to_string(queries.rows) + " queries, but the corpus has " +
                                 std::to_string(corpus.rows) + " rows");

@@ -42,12 +42,7 @@ def available_backends() -> dict[str, BackendStatus]:
         >>> gloss_kernels.available_backends()["reference"].available
         True
     """
-    return {
-        "cpu": _cpu_status(),
-        "cuda": _cuda_status(),
-        "triton": _triton_status(),
-        "reference": BackendStatus(True, "dense float64 torch"),
-    }
+    return {backend: _status(backend) for backend in KERNELS}
 
 
 def resolve(backend: str, device: torch.device) -> str:
@@ -59,9 +54,9 @@ def resolve(backend: str, device: torch.device) -> str:
             raise ValueError(f"GLOSS_KERNELS_BACKEND must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "auto":
         backend = _fastest(device)
-    takes = _takes(backend)
+    takes = _takes(backend, device.index)
     if not takes:
-        raise RuntimeError(f"backend={backend!r} cannot run here: {available_backends()[backend].detail}")
+        raise RuntimeError(f"backend={backend!r} cannot run here: {_status(backend, device.index).detail}")
     if takes != ["any"] and device.type not in takes:
         raise ValueError(f"backend={backend!r} must get tensors on {' or '.join(takes)}, got {device}")
     return backend
@@ -94,22 +89,48 @@ def _fastest(device: torch.device) -> str:
     if device.type == "cpu":
         return "cpu"
     order = ("cuda", "triton") if device.type == "cuda" else ()
-    return next((backend for backend in order if device.type in _takes(backend)), "reference")
+    return next((backend for backend in order if device.type in _takes(backend, device.index)), "reference")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _takes(backend: str) -> list[str]:
-    """The types of devices that a backend runs on here; none: it cannot run."""
+def _takes(backend: str, index: int | None) -> list[str]:
+    """The types of devices that a backend runs on here; none: it cannot run. index: of the GPU, None the current."""
     if backend == "reference":
         return ["any"]
     if backend == "cpu":
         return ["cpu"] if _library.core is not None else []
-    gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
     if backend == "cuda":
-        return ["cuda"] * (gpu and bool(_library.cuda_architectures)) + ["cpu"] * (_library.emulated is not None)
+        return ["cuda"] * (not _cuda_problem(index)) + ["cpu"] * (_library.emulated is not None)
     if _triton_problem():
         return []
-    return ["cpu"] if _triton().INTERPRETED else ["cuda"] if gpu else []
+    return ["cpu"] if _triton().INTERPRETED else ["cuda"] * (not _gpu_problem(index))
+
+
+def _gpu_problem(index: int | None) -> str:
+    """Why no kernel of ours runs on a GPU, whoever compiles it; "" if they do."""
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    major, minor = torch.cuda.get_device_capability(index)
+    return "" if major >= 8 else f"this GPU has compute capability {major}.{minor}, below 8.0"
+
+
+def _cuda_problem(index: int | None) -> str:
+    """Why the CUDA core does not run on a GPU; "" if it does."""
+    if _library.core is None:
+        return _library.missing
+    if not _library.cuda_architectures:
+        return "this build has no CUDA core (nvcc was not found, or GLOSS_KERNELS_CUDA=0)"
+    problem = _gpu_problem(index)
+    if not problem:
+        problem = _runtime_problem(_library.core, torch.cuda.current_device() if index is None else index)
+    return problem and f"built for {_library.cuda_architectures}, but {problem}"
+
+
+@functools.cache
+def _runtime_problem(core: Any, index: int) -> str:
+    """What the CUDA runtime of the core says of a GPU: torch brings a runtime of its own, which may run where ours does
+    not (a driver too old for this toolkit, an architecture that was not built). Asked once: it loads a kernel."""
+    return str(core.cuda.problem(index))
 
 
 @functools.cache
@@ -130,6 +151,15 @@ def _triton_problem() -> str:
     return ""
 
 
+def _status(backend: str, index: int | None = None) -> BackendStatus:
+    """Of a backend here, on the GPU of this index (None: the current one)."""
+    if backend == "cuda":
+        return _cuda_status(index)
+    if backend == "triton":
+        return _triton_status(index)
+    return _cpu_status() if backend == "cpu" else BackendStatus(True, "dense float64 torch")
+
+
 def _cpu_status() -> BackendStatus:
     if _library.core is None:
         return BackendStatus(False, _library.missing)
@@ -140,43 +170,27 @@ def _cpu_status() -> BackendStatus:
     return BackendStatus(True, f"C++ core, {isa} kernels, {torch.get_num_threads()} threads")
 
 
-def _cuda_status() -> BackendStatus:
-    if _library.core is None:
-        return BackendStatus(False, _library.missing)
+def _cuda_status(index: int | None) -> BackendStatus:
     emulated = "; emulated on the CPU, for tests" if _library.emulated else ""
-    built = _library.cuda_architectures
-    problem = _library.core.cuda.problem() if built else ""
-    if not built:
-        detail = "this build has no CUDA core (nvcc was not found, or GLOSS_KERNELS_CUDA=0)"
-    elif problem:
-        detail = f"built for {built}, but {problem}"
-    else:
-        capability = torch.cuda.get_device_capability()
-        measured = "" if ("cuda", capability) in MEASURED else ", not yet measured on this GPU"
-        if capability < (8, 0):
-            detail = (
-                f"built for {built}, but this GPU has compute capability {capability[0]}.{capability[1]}, below 8.0"
-            )
-            return BackendStatus(False, detail)
-        return BackendStatus(True, f"built for {built}{measured}{emulated}")
-    return BackendStatus(bool(_library.emulated), detail + emulated)
+    problem = _cuda_problem(index)
+    detail = problem or f"built for {_library.cuda_architectures}{_measured('cuda', index)}"
+    return BackendStatus(not problem or bool(emulated), detail + emulated)
 
 
-def _triton_status() -> BackendStatus:
+def _measured(backend: str, index: int | None) -> str:
+    capability = torch.cuda.get_device_capability(index)
+    return "" if (backend, capability) in MEASURED else ", not yet measured on this GPU"
+
+
+def _triton_status(index: int | None) -> BackendStatus:
     problem = _triton_problem()
     if problem:
         return BackendStatus(False, problem)
     what = f"Triton {importlib.import_module('triton').__version__}"
     if _triton().INTERPRETED:
         return BackendStatus(True, f"{what}, interpreted on CPU tensors (TRITON_INTERPRET=1), for tests")
-    if not torch.cuda.is_available():
-        return BackendStatus(
-            False, f"{what}, but torch finds no GPU (TRITON_INTERPRET=1 runs it on CPU tensors, slowly)"
-        )
-    capability = torch.cuda.get_device_capability()
-    if capability < (8, 0):
-        return BackendStatus(
-            False, f"{what}, but this GPU has compute capability {capability[0]}.{capability[1]}, below 8.0"
-        )
-    measured = "" if ("triton", capability) in MEASURED else ", not yet measured on this GPU"
-    return BackendStatus(True, f"{what}{measured}")
+    problem = _gpu_problem(index)
+    if problem:
+        hint = "" if torch.cuda.is_available() else " (TRITON_INTERPRET=1 runs it on CPU tensors, slowly)"
+        return BackendStatus(False, f"{what}, but {problem}{hint}")
+    return BackendStatus(True, what + _measured("triton", index))

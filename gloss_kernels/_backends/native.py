@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import _library, _progress, _settings
 from .._math import compute_dtype
+from .._product import product
 from .protocol import Batch, BatchLoss, Combination, Edges, Search, SearchGradient, Solution, Structure, System
 
 
@@ -236,7 +237,7 @@ class Native:
         rows = {"n": n, "cols": d, "is_double": is_double}
         unit, inverse_norms = torch.empty_like(x), call.empty(n, torch.float64)
         call.run("dense_unit_rows", rows, x=x, unit=unit, inverse_norms=inverse_norms)
-        cosines = unit @ unit.T
+        cosines = self._product(call, unit, unit, transposed=True)
 
         out = BatchLoss(
             loss=call.empty((), dtype),
@@ -258,9 +259,18 @@ class Native:
         if grad_cosines is not None:
             call.run(
                 "dense_unit_rows_backward", rows, unit=unit, inverse_norms=inverse_norms,
-                grad_unit=grad_cosines @ unit, grad=out.grad_embeddings,
+                grad_unit=self._product(call, grad_cosines, unit), grad=out.grad_embeddings,
             )  # fmt: skip
         return out
+
+    def _product(self, call: _Call, a: Tensor, b: Tensor, *, transposed: bool = False) -> Tensor:
+        """a @ b, or a @ b.T, of contiguous matrices: product() by a kernel in float32 on the CPU, four times as fast."""
+        if self.side == "cuda" or a.dtype == torch.float64:
+            return product(a, b.T if transposed else b)
+        n, k, m = *a.shape, b.shape[0 if transposed else 1]
+        c = call.empty((n, m), a.dtype)
+        call.run("dense_product", {"n": n, "k": k, "m": m}, a=a, b=b, transposed=transposed, c=c)
+        return c
 
 
 def _size(edges: Edges) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends
+from .. import _backends, _checks
 from .._backends.protocol import Batch, BatchLoss
 from .._math import cholesky, compute_dtype, reachable_rows
 
@@ -42,6 +42,13 @@ def dense_loss_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """protocol.BatchLoss: with the gradients of embeddings and inverse_sigma, which the backward pass only scales."""
+    for name, x, kind in (
+        ("inverse_sigma", inverse_sigma, torch.float64), ("labels", labels, torch.int64),
+        ("targets", targets, torch.int64), ("scored", scored, torch.bool),
+    ):  # fmt: skip
+        _checks.tensor(name, x, (embeddings.shape[0],), kind)  # the kernels know addresses only
+    if class_weight is not None:
+        class_weight = _checks.tensor("class_weight", class_weight, (num_classes,), torch.float64).contiguous()
     batch = Batch(
         embeddings.detach(), inverse_sigma.detach(), labels, targets, scored, class_weight, num_classes,
         None if alpha < 0 else alpha, normalization, target, smoothing,

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from .._labels import known_labels
 from .._math import unit_rows
+from .._product import product
 from ..topk import TIE, cosine_topk
 
 CHUNK = 1 << 16  # rows converted or compared at a time
@@ -123,7 +125,7 @@ class Bank(nn.Module):
         indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
         for start in range(0, len(self), CHUNK):
             part = slice(start, start + CHUNK)
-            c = (queries @ unit_rows(self.rows[part].to(queries.dtype)).T).masked_fill(skipped[part], -torch.inf)
+            c = product(queries, unit_rows(self.rows[part].to(queries.dtype)).T).masked_fill(skipped[part], -torch.inf)
             here = torch.arange(start, start + c.shape[1], device=c.device).expand_as(c)
             values, indices = torch.cat([values, c], dim=1), torch.cat([indices, here], dim=1)
             order = values.argsort(dim=1, descending=True, stable=True)[:, :k]
@@ -146,7 +148,7 @@ class Bank(nn.Module):
         """c [b, k] of unit queries [b, d] and documents [b, k], all on the bank's device."""
         near = self.rows.index_select(0, indices.flatten()).to(queries.dtype).view(*indices.shape, self.rows.shape[1])
         length = torch.linalg.vector_norm(near, dim=2)  # of a stored unit row: 1 to rounding, or 0
-        dots = torch.bmm(queries[:, None], near.transpose(1, 2)).squeeze(1)  # six times as fast as near @ queries
+        dots = product(queries[:, None], near.transpose(1, 2)).squeeze(1)  # six times as fast as near @ queries
         return dots / torch.where(length > 0, length, 1.0)
 
     # -------------------------------------------------------------------------------------------- torch
@@ -164,6 +166,9 @@ class Bank(nn.Module):
             new, mine = state_dict.get(prefix + name), self._buffers[name]
             if isinstance(new, Tensor) and mine is not None and new.shape[1:] == mine.shape[1:]:
                 self._buffers[name] = mine.new_empty(new.shape)
+        labels = state_dict.get(prefix + "labels")
+        if isinstance(labels, Tensor):  # they index the classes from here on, unchecked
+            known_labels("labels", labels.cpu(), self.soft.shape[1])
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
         self.count()
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import _backends, _checks
+from .._labels import known_labels
 from .._math import drop_vanishing, unit_rows
 from .._options import TARGETS, PropagateOptions
+from .._product import product
 from ..graph import SMALLEST_SIGMA, SimilarityGraph, similarity_graph
 from ..loss import check_class_weight
-from ..propagate import Propagation, check_labels, propagate_labels
+from ..propagate import Propagation, propagate_labels
 from ..reference import loss_on_hidden
 from .bank import Bank, check_ids, check_rows
 from .harmonic import harmonic
@@ -106,7 +108,7 @@ class CorpusGLoss(nn.Module):
             if num_classes < 1:
                 raise ValueError("labels must have one of at least 0, got no document with a label")
         self.num_classes = _checks.whole_number("num_classes", num_classes, 1)
-        check_labels("labels", labels.cpu(), num_classes)
+        known_labels("labels", labels.cpu(), num_classes)
         self.n_neighbors = _checks.whole_number("n_neighbors", n_neighbors, 1)
         if n_neighbors > len(labels) - 1:
             raise ValueError(f"n_neighbors must be less than the {len(labels)} documents, got {n_neighbors}")
@@ -170,7 +172,7 @@ class CorpusGLoss(nn.Module):
         """
         count = len(labels) if isinstance(labels, Tensor) and labels.ndim == 1 else "any"
         _checks.integers("labels", labels, (count,))
-        check_labels("labels", labels.cpu(), self.num_classes)
+        known_labels("labels", labels.cpu(), self.num_classes)
         if embeddings is not None and len(check_rows("embeddings", embeddings, self.dim)) != len(labels):
             raise ValueError(f"embeddings must have a row per label, {len(labels)}, got {len(embeddings)}")
         self.flush()
@@ -291,7 +293,7 @@ class CorpusGLoss(nn.Module):
         m = min(self.batch_neighbors, b - 1)
         if m < 1:
             return u.new_zeros(b, b, dtype=torch.float64)
-        c = u @ u.T
+        c = product(u, u.T)
         nearest = c.detach().clone().fill_diagonal_(-torch.inf).topk(m).indices
         w = self._weights(c.gather(1, nearest))
         directed = w.new_zeros(b, b).scatter(1, nearest, w)

@@ -8,6 +8,7 @@ from sklearn.metrics import accuracy_score, f1_score, silhouette_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from gloss_kernels._product import product
 from gloss_kernels.finetune.encoder import Classifier
 
 MAX_ROWS = 2000  # documents looked at where all pairs are needed
@@ -35,7 +36,7 @@ def embedding_scores(embeddings: Tensor, labels: Tensor, seed: int) -> dict[str,
         silhouette = float(silhouette_score(x.numpy(), y.numpy(), metric="cosine"))
     knn = None
     if n > 1:
-        similarity = (x @ x.T).fill_diagonal_(-torch.inf)
+        similarity = product(x, x.T).fill_diagonal_(-torch.inf)
         votes = F.one_hot(y[similarity.topk(min(NEIGHBORS, n - 1)).indices]).sum(1)
         knn = float((votes.argmax(1) == y).float().mean())
     return {"silhouette": silhouette, "knn_accuracy": knn}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gloss_kernels import _checks
 from gloss_kernels._checks import finite_rows
+from gloss_kernels._product import product
 
 Report = Callable[[float], object]  # called with the share that is done, 0..1
 BLOCK_BYTES = 64 << 20  # of float32 numbers held at a time
@@ -99,7 +100,7 @@ class Rows:
             odd = ((length < 1e-12) | ~(length < 1e12)).nonzero().squeeze(1)  # squares under- or overflow
             if len(odd):
                 near[odd], length[odd] = unit(near[odd]), 1.0
-            dots = torch.bmm(near.view(-1, c, self.dim), queries[part, :, None]).squeeze(2)
+            dots = product(near.view(-1, c, self.dim), queries[part, :, None]).squeeze(2)
             result[part] = dots / length.view(-1, c)
         return result.masked_fill_(ids < 0, -torch.inf)
 

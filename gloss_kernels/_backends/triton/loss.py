@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from ..._math import cholesky, compute_dtype
+from ..._product import product
 from ..protocol import Batch, BatchLoss
 from ._launch import INTERPRETED, cdiv, jit, launch, power_of_two
 from .target import target_loss
@@ -152,15 +153,22 @@ def score_kernel(solution_ptr, root_ptr, solved_ptr, label_ptr, target_ptr, scor
                  ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """F, its rows with sum 1, each row's part of the loss, what the row lacked, and the right-hand side of the adjoint."""
     every = tl.arange(0, ALL)
-    weight = (tl.load(scored_ptr + every, every < n, 0) != 0).to(tl.float64)
+    targets = tl.load(target_ptr + every, every < n, -1)
+    counts = (tl.load(scored_ptr + every, every < n, 0) != 0) & (targets >= 0) & (targets < classes)
+    weight = counts.to(tl.float64)
     if WEIGHTED:
-        weight *= tl.load(class_weight_ptr + tl.load(target_ptr + every, weight > 0, 0), weight > 0, 0.0)
+        weight *= tl.load(class_weight_ptr + targets, counts, 0.0)
     total = tl.sum(weight, 0)
 
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     there = row < n
     mask = there[:, None] & (column < classes)[None, :]
     at = row[:, None] * classes + column[None, :]
+    # A label or a target that is neither -1 nor a class indexes nothing: its row and the loss become NaN.
+    label, target = tl.load(label_ptr + row, there, -1), tl.load(target_ptr + row, there, -1)
+    scored = tl.load(scored_ptr + row, there, 0) != 0
+    wrong = (label < -1) | (label >= classes) | (target < -1) | (target >= classes) | (scored & (target < 0))
+    scored, label = scored & ~wrong, tl.where(wrong, -1, label)
     solved = tl.load(solved_ptr + row, there, 0) != 0
     root = tl.load(root_ptr + row, there, 0.0)
     solution = tl.load(solution_ptr + at, mask, 0.0)
@@ -171,7 +179,6 @@ def score_kernel(solution_ptr, root_ptr, solved_ptr, label_ptr, target_ptr, scor
         lack = tl.zeros([ROWS], tl.float64)
         probability = tl.where(sum[:, None] > 0, f / tl.where(sum > 0, sum, 1.0)[:, None], prior)
     else:
-        label = tl.load(label_ptr + row, there, -1)
         f = tl.where(solution > 0, root[:, None] * solution, 0.0)
         f = tl.where(solution == solution, f, solution)  # NaN stays
         lack = tl.where(solved, 1 - tl.sum(f, 1), 0.0)
@@ -182,11 +189,10 @@ def score_kernel(solution_ptr, root_ptr, solved_ptr, label_ptr, target_ptr, scor
         probability = f
         sum = tl.full([ROWS], 1.0, tl.float64)
     tl.store(f_ptr + at, f, mask)
+    probability = tl.where(wrong[:, None], float("nan"), probability)
     tl.store(result_ptr + at, probability.to(result_ptr.dtype.element_ty), mask)
     tl.store(lack_ptr + row, tl.abs(lack), there)
 
-    scored = tl.load(scored_ptr + row, there, 0) != 0
-    target = tl.load(target_ptr + row, scored, 0)
     part = scored.to(tl.float64)
     if WEIGHTED:
         part *= tl.load(class_weight_ptr + target, scored, 0.0)
@@ -194,13 +200,14 @@ def score_kernel(solution_ptr, root_ptr, solved_ptr, label_ptr, target_ptr, scor
     is_target = target[:, None] == column[None, :]
     of_target = tl.sum(tl.where(is_target & mask, probability, 0.0), 1)
     loss, grad = target_loss(probability, of_target, is_target, part, mask, there, prior, TARGET, SMOOTHING)
-    tl.store(loss_ptr + row, tl.where(part > 0, part * loss, 0.0), there)
+    tl.store(loss_ptr + row, tl.where(wrong, float("nan"), tl.where(part > 0, part * loss, 0.0)), there)
     if SPREADING:
         along = tl.sum(tl.where(mask, grad * probability, 0.0), 1)
         grad = tl.where((sum > 0)[:, None], (grad - along[:, None]) / tl.where(sum > 0, sum, 1.0)[:, None], 0.0)
     else:
         grad *= root[:, None]
-    tl.store(right_ptr + at, tl.where(solved[:, None], grad, 0.0), mask)
+    grad = tl.where(solved[:, None], grad, 0.0)
+    tl.store(right_ptr + at, tl.where(wrong[:, None], float("nan"), grad), mask)
 
 
 # ------------------------------------------------------------------------------------------- the gradient
@@ -294,7 +301,7 @@ def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
     wide = {"ROWS": ROWS, "COLUMNS": min(power_of_two(d), 1024 if INTERPRETED else 256)}
     unit, inverse_norms = torch.empty_like(x), torch.empty(n, **double)
     launch(unit_rows_kernel, cdiv(n, ROWS), x, x, unit, inverse_norms, n, d, **wide)
-    cosines = unit @ unit.T
+    cosines = product(unit, unit.T)
     weights, degree = torch.empty((n, n), **double), torch.empty(n, **double)
     smallest = 1e-280 if dtype == torch.float64 else 1e-32
     by_rows(weights_kernel, cosines, inverse_sigma, weights, degree, n, SMALLEST=smallest)
@@ -305,12 +312,13 @@ def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
         scale = scale.masked_fill(scale == torch.inf, 0.0)
 
     # The documents that are solved for, their system with a unit diagonal, and its right-hand side.
-    labeled = labels >= 0
+    labeled = (labels >= 0) & (labels < num_classes)
     reached = labeled.int()
     launch(reach_kernel, 1, x, weights, reached, n, ROWS=max(ROWS, 16), COLUMNS=COLUMNS)
     reachable = reached > 0
     solved = reachable if spreading else reachable & ~labeled
-    boundary = torch.zeros((n, num_classes + 1), **double).scatter_(1, labels.clamp(min=-1).add(1)[:, None], 1.0)[:, 1:]
+    places = torch.where(labeled, labels + 1, 0)[:, None]
+    boundary = torch.zeros((n, num_classes + 1), **double).scatter_(1, places, 1.0)[:, 1:]
     if alpha is not None:
         root, right = torch.full_like(degree, alpha**0.5), (1 - alpha) * boundary * solved[:, None]
     else:
@@ -352,6 +360,6 @@ def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
         edges_kernel, cosines, inverse_sigma, weights, f, lam, scale, inner, to_degree, to_inner, grad_cosines,
         grad_sigma, n, num_classes, SPREADING=spreading, NORMALIZED=normalized,
     )  # fmt: skip
-    grad_unit, grad = grad_cosines @ unit, torch.empty_like(x)
+    grad_unit, grad = product(grad_cosines, unit), torch.empty_like(x)
     launch(project_rows_kernel, cdiv(n, ROWS), x, unit, inverse_norms, grad_unit, grad, n, d, **wide)
     return BatchLoss(loss, result, reachable, lack, grad, grad_sigma)
