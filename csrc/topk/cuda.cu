@@ -18,7 +18,7 @@ bool same_matrix(MatrixView a, MatrixView b) {
 }
 
 bool is_filtered(MatrixView queries, MatrixView corpus, int64_t k) {
-  return queries.dtype != DType::f64 && k <= kLargestK && 4 * k <= corpus.rows && corpus.rows > kFewRows &&
+  return queries.dtype != DType::f64 && queries.cols > 0 && k <= kLargestK && 4 * k <= corpus.rows && corpus.rows > kFewRows &&
          queries.rows > kFewPairs / corpus.rows;
 }
 
@@ -81,7 +81,8 @@ double growth_of(int64_t k, int64_t capacity) {
   const auto added = [&](double g) { return n * (g - 1) + 8 * std::sqrt(n * (g - 1) * g); };
   const auto cost = [&](double g) { return (kCompaction + n * (g - 1)) / std::log(g); };
   double growth = 1.25;
-  while (n + n / 4 + 16 + added(growth * 1.05) <= double(capacity) && cost(growth * 1.05) < cost(growth)) growth *= 1.05;
+  const auto fits = [&](double g) { return n + n / 4 + 16 + added(g) <= double(capacity); };
+  while (fits(growth * 1.05) && cost(growth * 1.05) < cost(growth)) growth *= 1.05;
   return growth;
 }
 

@@ -16,7 +16,9 @@ namespace {
 
 constexpr int64_t kColumnBytes = int64_t(8) << 20;  // of packed columns that neighbouring tiles share
 
-constexpr int shared_bytes(int depth) { return kStages * depth * kStageChunks * int(sizeof(Chunk)) + int(sizeof(Desk)); }
+constexpr int shared_bytes(int depth) {
+  return kStages * depth * kStageChunks * int(sizeof(Chunk)) + int(sizeof(Desk));
+}
 static_assert(shared_bytes(1) <= 99 << 10, "of capabilities 8.6, 8.9 and 12.0");
 static_assert(shared_bytes(2) <= 163 << 10, "of capability 8.0");
 
@@ -102,8 +104,8 @@ __global__ void __launch_bounds__(kThreads, 1) sweep_kernel(Sweep s) {
     const Tile& tile = desk.turns[turn % kTurns];
     Sums sums = {};
     float squares = 0;
-    int place = -1;
-    for (int step = 0; step < s.queries.steps; step += kDepth) {
+    int place = -1, step = 0;
+    do {  // once at least: a loop that may be empty sets the sums to zero twice, 128 cycles a warp
       cp_async_wait<kStages - 2>();
       __syncthreads();  // this stage has landed for all, and all are done with the one that is filled next
       if (kWay != Way::store && step == 0) {
@@ -123,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 1) sweep_kernel(Sweep s) {
         if constexpr (kRaw) squares += squares_of<T>(operands + kRowChunks);
       }
       stage = stage == kStages - 1 ? 0 : stage + 1;
-    }
+    } while ((step += kDepth) < s.queries.steps);
     if constexpr (kRaw) {
       float* factors = desk.threshold + kTileRows;
       factors[me] = finish_row<T>(s, tile, squares) * kUnit;
@@ -141,7 +143,8 @@ __global__ void __launch_bounds__(kThreads, 1) sweep_kernel(Sweep s) {
       store(s, sums, tile, warp_row, warp_column, lane);
     } else {
       finish(s.lists, desk, place);
-      if (s.queries.steps <= (kStages - 1) * kDepth) cp_async_wait<0>();  // else the waits above were for the thresholds too
+      // The waits of a longer tile were for the thresholds too.
+      if (s.queries.steps <= (kStages - 1) * kDepth) cp_async_wait<0>();
       if (me < kTileRows) desk.bound[me] = bound_of(desk.threshold[me]);
       if (kWay == Way::both) desk.bound[kTileRows + me] = bound_of(desk.threshold[kTileRows + me]);
       __syncthreads();  // the last stage is read, the bounds are written, the queue is empty
