@@ -75,7 +75,7 @@ void exact(Workspace& memory, MatrixView queries, MatrixView corpus, int64_t k, 
 // ln n / ln g waves do: g minimises their cost, (kCompaction + k (g - 1)) / ln g. The list must hold what a wave adds,
 // at 8 sigma, beside its k best and those that the packed rows cannot tell from them. k = 1: 6, 15: 2,
 // 100: 1.4.
-constexpr double kCompaction = 6;  // of a row, in appends: 2 ns to 0.3 (bench/results/sweep_counts.md)
+constexpr double kCompaction = 6;  // of a row, in appends (0.7 ns): 2 ns, and a share of two launches
 double growth_of(int64_t k, int64_t capacity) {
   const double n = double(k);
   const auto added = [&](double g) { return n * (g - 1) + 8 * std::sqrt(n * (g - 1) * g); };
