@@ -126,7 +126,7 @@ def test_kernels_index_with_classes_only(backend: str, where: str, how: dict[str
 
 @on_cpu
 def test_a_scored_document_has_a_class() -> None:
-    with pytest.raises(ValueError, match=r"^labels: document 3 has label -1, wants 0..3 since it is scored"):
+    with pytest.raises(ValueError, match=r"^labels must be 0..3 where scored, got -1 for document 3"):
         direct("cpu", -1, "targets")
 
 

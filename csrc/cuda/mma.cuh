@@ -42,6 +42,11 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global, in
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(valid) : "memory");
 }
+// 4 bytes: these may be kept in L1.
+__device__ __forceinline__ void cp_async_4(void* shared, const void* global) {
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(global) : "memory");
+}
 // Closes a group of copies; wait<N> returns when at most the N newest groups of this thread are under way. A barrier
 // must follow before other threads read.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -115,13 +120,19 @@ void mma_16x8x16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1
   ::emulator::collective(emulated::mma_16x8x16<T>, 0xffffffffu, emulated::pointer(&mine));
 }
 
-inline void cp_async_16(void* shared, const void* global, int valid = 16) {
-  if (emulated::pointer(shared) % 16 || (valid > 0 && emulated::pointer(global) % 16))
-    ::emulator::stop("cp.async: not aligned to 16 bytes");
+namespace emulated {
+inline void cp_async(void* shared, const void* global, unsigned bytes, unsigned valid) {
+  if (pointer(shared) % bytes || (valid > 0 && pointer(global) % bytes))
+    ::emulator::stop("cp.async: not aligned to " + std::to_string(bytes) + " bytes");
   ::emulator::Fiber& me = ::emulator::self();
-  std::memset(shared, 0xff, 16);  // until it lands, nobody may count on what was there
-  me.copies.push_back({shared, global, 16, unsigned(valid), me.group});
+  std::memset(shared, 0xff, bytes);  // until it lands, nobody may count on what was there
+  me.copies.push_back({shared, global, bytes, valid, me.group});
 }
+}  // namespace emulated
+inline void cp_async_16(void* shared, const void* global, int valid = 16) {
+  emulated::cp_async(shared, global, 16, unsigned(valid));
+}
+inline void cp_async_4(void* shared, const void* global) { emulated::cp_async(shared, global, 4, 4); }
 inline void cp_async_commit() { ++::emulator::self().group; }
 template <int N>
 void cp_async_wait() {

@@ -72,6 +72,10 @@ template <class T>
 void reduce_max(Fiber* warp, unsigned lanes) {
   reduce<T>(warp, lanes, [](T a, T b) { return a < b ? b : a; });
 }
+template <class T>
+void reduce_or(Fiber* warp, unsigned lanes) {
+  reduce<T>(warp, lanes, [](T a, T b) { return T(a | b); });
+}
 
 template <class T>
 uint64_t to_bits(T value) {
@@ -140,4 +144,5 @@ unsigned __match_any_sync(unsigned mask, T value) {
 GLOSS_REDUCE(__reduce_add_sync, reduce_add)
 GLOSS_REDUCE(__reduce_min_sync, reduce_min)
 GLOSS_REDUCE(__reduce_max_sync, reduce_max)
+GLOSS_REDUCE(__reduce_or_sync, reduce_or)
 #undef GLOSS_REDUCE

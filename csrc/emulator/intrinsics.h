@@ -67,3 +67,4 @@ GLOSS_MIN_MAX(unsigned long long)
 GLOSS_MIN_MAX(float)
 GLOSS_MIN_MAX(double)
 #undef GLOSS_MIN_MAX
+inline int __vimax3_s32(int x, int y, int z) { return max(max(x, y), z); }

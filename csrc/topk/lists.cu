@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(32 * kWarps, 6) refine_kernel(Search<In> s) {
 
 Lists lists_carve(Workspace& memory, int64_t padded, int64_t k) {
   // A wave adds k (g - 1) entries on average if it multiplies what a row has met by g, with a variance of k (g - 1) g:
-  // search.cu chooses g so that a list overflows at 8 sigma. These sizes leave g = 3 and more.
+  // search.cu chooses g so that a list overflows at 8 sigma at the least. These sizes leave it g = 3 and more.
   Lists l{};
   l.capacity = k <= 32 ? 256 : k <= 96 ? 512 : 768;
   while (2 * l.capacity <= kMostEntries && padded * 2 * l.capacity * int64_t(sizeof(Key)) <= kListBytes)

@@ -32,9 +32,10 @@ struct Packed {
   int64_t count, blocks, padded;
   int steps;
   bool split, scattered;
+  int64_t each, more;  // rows of a block; and how many of the first blocks have one more
   __host__ __device__ int64_t first(int64_t block) const {  // rows before the block
-    const int64_t filled = block * kBlock < count ? block * kBlock : count;
-    return scattered ? block * count / blocks : filled;
+    const int64_t at = block * each + (block < more ? block : more);
+    return at < count ? at : count;
   }
 };
 // `with_rows`: else only the order, for a corpus that is swept as it is.

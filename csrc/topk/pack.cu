@@ -74,6 +74,8 @@ Packed packed_carve(Workspace& memory, int64_t rows, int64_t cols, bool split, b
   p.padded = p.blocks * kBlock;
   p.split = split;
   p.scattered = scattered;
+  p.each = scattered && p.blocks ? p.count / p.blocks : kBlock;
+  p.more = scattered && p.blocks ? p.count % p.blocks : 0;
   p.steps = int(((split ? 3 : 1) * cols + kStep - 1) / kStep);
   p.id = memory.take<int>(p.padded);
   if (!with_rows) return p;
