@@ -16,7 +16,7 @@ struct CUstream_st;
 using cudaStream_t = CUstream_st*;
 using cudaEvent_t = int;
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
-enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
@@ -30,6 +30,7 @@ constexpr unsigned cudaHostAllocDefault = 0;
 namespace emulator {
 inline cudaError_t last_error = cudaSuccess;
 inline std::map<const void*, size_t> shared_limit;  // of kernels that asked for more than 48 KB
+inline bool stream_is_captured = false;             // what cudaStreamIsCapturing answers
 
 inline cudaError_t launch_problem(const void* kernel, dim3 grid, dim3 size, size_t shared) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
@@ -77,7 +78,7 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
 inline cudaError_t cudaHostAlloc(void** at, size_t bytes, unsigned) { return *at = std::malloc(bytes), cudaSuccess; }
 inline cudaError_t cudaFreeHost(void* at) { return std::free(at), cudaSuccess; }
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  return *status = cudaStreamCaptureStatusNone, cudaSuccess;
+  return *status = emulator::stream_is_captured ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone, cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = 1, cudaSuccess; }

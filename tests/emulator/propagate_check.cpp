@@ -13,7 +13,7 @@
 
 #include "gloss.h"
 #include "gloss_cuda.h"
-#include "propagate_capture.h"
+#include "cuda_runtime.h"
 
 using namespace gloss;
 
@@ -444,7 +444,7 @@ void propagate_few_iterations() {
 }
 // What is queued without a look at the device comes to the same.
 void propagate_captured() {
-  stream_is_captured = true;
+  emulator::stream_is_captured = true;
   Case c{150, 5, 150, 0.3};  // two panels
   c.max_iter = 40;
   propagate_all(c);
@@ -454,7 +454,7 @@ void propagate_captured() {
   c.max_iter = 5;
   c.limit = 1e-4;
   propagate_all(c);
-  stream_is_captured = false;
+  emulator::stream_is_captured = false;
 }
 
 const std::map<std::string, std::function<void()>> kCases = {
