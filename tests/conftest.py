@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
+
+# pytest knows this file as tests.conftest (importmode importlib); the tests import its helpers by the short name.
+sys.modules.setdefault("conftest", sys.modules[__name__])
+# `python -m pytest` puts the source tree first; where that is not built in place, the installed package is meant.
+ROOT = Path(__file__).resolve().parents[1]
+if not any((ROOT / "gloss_kernels").glob("_C.*")):
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != ROOT]
+PYTHON = [sys.executable, *["-P"] * (sys.version_info >= (3, 11))]  # a child does not look into its working folder
 
 # Where the tensors live: GLOSS_TEST_DEVICE=cuda runs the same grid on a GPU. On the CPU Triton kernels are interpreted,
 # if they were told so before their import.
@@ -12,13 +21,18 @@ DEVICE = os.environ.get("GLOSS_TEST_DEVICE", "cpu")
 if DEVICE == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Workers share the cores: as many threads as cores in each of them would wait for each other, spinning.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from gloss_kernels import _library as library  # noqa: E402
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = ROOT.parent / "shared"
 # The kernels; each is compared with backend="reference". The CUDA kernels run on CPU tensors where their emulated build
 # is installed (GLOSS_KERNELS_EMULATOR=1 pip install ...).
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -41,6 +55,16 @@ def is_interpreted(backend: str) -> bool:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Stops without a native core. Among `pytest -n 2` workers the last slow tests would be one worker's: the other
+    takes some of them."""
+    if not library.core:
+        raise pytest.UsageError(library.missing)
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "worksteal"
 
 
 def shared_file(name: str) -> Path:

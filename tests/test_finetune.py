@@ -22,6 +22,7 @@ torch = pytest.importorskip("torch")
 for extra in ("transformers", "tokenizers", "sklearn", "matplotlib", "safetensors"):
     pytest.importorskip(extra, reason=f"{extra} is not installed: pip install '.[demo]'")
 
+from conftest import PYTHON  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from gloss_kernels.cli.main import main, parser  # noqa: E402
@@ -158,6 +159,14 @@ def test_the_best_weights_are_scored_and_saved(words, tiny, tmp_path, monkeypatc
     head = load_file(tmp_path / "model" / "head.safetensors")
     assert torch.equal(head["weight"], seen[0]["weight"]) and not torch.equal(head["weight"], seen[-1]["weight"])
     assert result["test"]["accuracy"] == saved_accuracy(tmp_path, tiny)
+
+
+def test_a_plateau_ends_with_patience(words, tmp_path, monkeypatch) -> None:
+    """An epoch that is as good as the best so far is no better one."""
+    monkeypatch.setattr(training.Trainer, "validate", lambda _: {"accuracy": 0.5, "macro_f1": 0.5})
+    assert main([*words, "--epochs", "6", "--patience", "2", "--output", str(tmp_path)]) == 0
+    result = metrics(tmp_path)
+    assert result["best_epoch"] == 1 and len(result["history"]) == 3
 
 
 @pytest.mark.parametrize("options", ["--loss gloss", "--loss ce+gloss --compare", "--graph corpus"])
@@ -484,7 +493,7 @@ def test_info_and_version(capsys) -> None:
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True, check=False)
 
 
 def test_help_needs_no_extra_and_a_missing_one_is_named() -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import BACKENDS, assert_no_worse, documents, is_interpreted
+from conftest import BACKENDS, assert_no_worse, documents
+from grid import SIMULATED, grid
 
 from gloss_kernels import SimilarityGraph, cosine_topk, reference, similarity_graph
 from gloss_kernels._ops.graph import combine_edges_op, knn_structure_op
@@ -12,10 +13,12 @@ from gloss_kernels.graph import SYMMETRIZE
 SHAPES = [(2, 3, 1), (3, 4, 2), (33, 7, 32), (100, 24, 15), (700, 16, 9)]
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
-@pytest.mark.parametrize("symmetrize", SYMMETRIZE, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@grid(
+    shape=SHAPES,
+    dtype=[torch.float64, torch.float32, torch.bfloat16],
+    symmetrize=SYMMETRIZE,
+    backend=[*BACKENDS, "reference"],
+)
 def test_same_graph(shape: tuple[int, int, int], dtype: torch.dtype, symmetrize: str | None, backend: str) -> None:
     n, d, k = shape
     x = documents(n, d, dtype)
@@ -60,7 +63,7 @@ def test_gradcheck(backend: str, symmetrize: str | None) -> None:
         assert torch.autograd.gradcheck(
             lambda a, b: similarity_graph(a, 3, sigma=b, symmetrize=symmetrize, backend=backend).values,
             (x, s),
-            fast_mode=is_interpreted(backend),
+            fast_mode=backend in SIMULATED,
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import documents
+from conftest import PYTHON, documents
 from torch import Tensor
 
 from gloss_kernels import NeighborIndex, cosine_topk, propagate_labels, reference, similarity_graph
@@ -271,7 +271,7 @@ def test_a_file_of_rows_is_read_in_blocks(tmp_path: Path) -> None:
 def python(code: str, *words: str, status: int = 0) -> str:
     # the parent's torch has started threads of its own; two children at once would otherwise take all cores
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", textwrap.dedent(code), *words]
+    command = [*PYTHON, "-c", textwrap.dedent(code), *words]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert result.returncode == status, result.stderr
     return result.stdout
@@ -437,7 +437,7 @@ def test_a_killed_graph_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     index = build(documents(20_000, 32), "ivf_flat" if HAS_FAISS else "exact", recall_target=1.0)
     index.save(tmp_path / "index")
     folder = tmp_path / "kept"
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "index"), str(folder)]
+    command = [*PYTHON, "-c", textwrap.dedent(KILLED), str(tmp_path / "index"), str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         for _ in range(5):
@@ -453,6 +453,23 @@ def test_a_killed_graph_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     result = index.knn(6, checkpoint=folder, progress=seen.append)
     assert seen[0] == done / 20_000 and len(seen) == -(-(20_000 - done) // 128) + 1
     assert same(result, index.knn(6, checkpoint=tmp_path / "other"))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_the_state_names_no_rows_that_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush, calls = np.memmap.flush, 0
+
+    def failing(array: np.memmap) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 2:  # values and indices of the first block
+            raise OSError(28, "No space left on device")
+        flush(array)
+
+    monkeypatch.setattr(np.memmap, "flush", failing)
+    with pytest.raises(OSError, match="No space left"):
+        NeighborIndex.build(documents(400, 12), "exact").knn(5, checkpoint=tmp_path)
+    assert json.loads((tmp_path / "state.json").read_text())["done"] == 150
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -516,7 +533,7 @@ def test_a_broken_faiss_says_why(tmp_path: Path) -> None:
     (tmp_path / "faiss.py").write_text("raise ImportError('libgomp.so.1: cannot open')")
     code = "import torch, gloss_kernels as g; g.NeighborIndex.build(torch.randn(300, 8), 'flat')"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert "faiss is installed, but cannot be imported: libgomp.so.1: cannot open" in done.stderr
 
 

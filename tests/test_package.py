@@ -1,11 +1,14 @@
 """What a new user meets first: import, the report, the backend variable, the CUDA build on a machine without a GPU."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import PYTHON, ROOT
 
 import gloss_kernels
 from gloss_kernels import _library as library
@@ -13,16 +16,64 @@ from gloss_kernels import available_backends, cosine_topk
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
-    )
+    return subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def test_report() -> None:
-    shown = subprocess.run([sys.executable, "-m", "gloss_kernels"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run([*PYTHON, "-m", "gloss_kernels"], capture_output=True, text=True, check=True).stdout
     for name, (available, detail) in available_backends().items():
         assert f"{name:<10} {'yes' if available else 'no'}" in shown and detail in shown
     assert available_backends()["cpu"].available
+
+
+@pytest.fixture
+def unbuilt(tmp_path: Path) -> Path:
+    """A checkout that was not built, with one test."""
+    root = tmp_path / "unbuilt"
+    shutil.copytree(ROOT / "gloss_kernels", root / "gloss_kernels", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
+    shutil.copy(ROOT / "pyproject.toml", root)
+    (root / "tests").mkdir()
+    shutil.copy(ROOT / "tests/conftest.py", root / "tests")
+    test = "import gloss_kernels\ndef test() -> None:\n    print(gloss_kernels.__file__)\n"
+    (root / "tests/test_where.py").write_text(test)
+    return root
+
+
+def run_in(folder: Path, *words: str, path: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def without_core(tmp_path: Path) -> Path:
+    """A folder for PYTHONPATH: an editable installation's core, elsewhere, is not found either."""
+    folder = tmp_path / "without core"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import sys\nsys.modules['gloss_kernels._C'] = None\n")
+    return folder
+
+
+def test_an_unbuilt_tree_says_what_to_do(unbuilt: Path, without_core: Path) -> None:
+    code = "import torch, gloss_kernels as gk; gk.cosine_topk(torch.randn(9, 4), k=2, backend='cpu')"
+    said = run_in(unbuilt, "-c", code, path=without_core).stderr.splitlines()[-1]
+    assert "the native core is not built" in said and "run `pip install -e .` in the source tree" in said
+
+
+def test_pytest_in_an_unbuilt_tree_takes_the_installed_package(unbuilt: Path, tmp_path: Path) -> None:
+    installed = tmp_path / "installed"
+    installed.mkdir()
+    (installed / "gloss_kernels").symlink_to(Path(gloss_kernels.__file__).parent)
+    done = run_in(unbuilt, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", path=installed)
+    assert done.returncode == 0 and str(installed) in done.stdout, done.stdout + done.stderr
+
+
+def test_pytest_without_a_core_says_so_in_one_line(unbuilt: Path, without_core: Path) -> None:
+    (unbuilt / "gloss_kernels").rename(without_core / "gloss_kernels")
+    done = run_in(unbuilt, "-m", "pytest", "-q", "-p", "no:cacheprovider", path=without_core)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert done.stderr.startswith("ERROR: the native core is not built") and done.stderr.count("\n") <= 2, done.stderr
 
 
 def test_import_needs_only_torch_and_numpy() -> None:

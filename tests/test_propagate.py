@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from conftest import BACKENDS, documents, is_interpreted, labels_for
+from grid import SIMULATED, grid, sizes
 from torch import Tensor
 
 from gloss_kernels import SimilarityGraph, propagate_labels, similarity_graph
@@ -45,10 +46,7 @@ def from_dense(a: Tensor) -> SimilarityGraph:
     return SimilarityGraph(crow, col, a[row, col])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@grid(case=CASES, variant=list(VARIANTS), dtype=[torch.float64, torch.float32], backend=BACKENDS)
 def test_against_reference(case, variant: str, dtype: torch.dtype, backend: str) -> None:
     n, k, num_classes, share = case
     n = sized(n, backend)
@@ -66,10 +64,7 @@ def test_against_reference(case, variant: str, dtype: torch.dtype, backend: str)
     torch.testing.assert_close(ours.probabilities.sum(dim=1), torch.ones(n, dtype=dtype), rtol=0, atol=10 * near)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@grid(case=CASES, variant=list(VARIANTS), dtype=[torch.float64, torch.float32], backend=BACKENDS)
 def test_gradient(case, variant: str, dtype: torch.dtype, backend: str) -> None:
     n, k, num_classes, share = case
     n = sized(n, backend)
@@ -102,7 +97,7 @@ def test_gradcheck_from_embeddings(variant: str, backend: str) -> None:
         options = {"tol": 1e-13, **VARIANTS[variant]}
         return propagate_labels(graph, labels, 3, **options, backend=backend).probabilities
 
-    assert torch.autograd.gradcheck(f, (x, sigma), fast_mode=is_interpreted(backend))
+    assert torch.autograd.gradcheck(f, (x, sigma), fast_mode=backend in SIMULATED)
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
@@ -161,27 +156,99 @@ def test_vanishing_weights(weight: float, backend: str) -> None:
     assert bool(result.reachable[7]) == (weight >= 1e-32)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_component_on_a_thin_bridge(dtype: torch.dtype, backend: str) -> None:
-    """20 documents that hang on class 1 by one small weight are of class 1, however small their right-hand side."""
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_edge_of_weight_zero_is_none(variant: str, backend: str) -> None:
+    """Beside edges of the same rows; as the only way to a label, of a row alone and of two that have each other."""
+    a = torch.zeros(12, 12)
+    a[:8, :8] = torch.rand(8, 8) + 0.1
+    a[8, 9] = 0.5
+    a[2, 3] = a[0, 4] = a[1, 10] = a[5, 11] = a[3, 8] = 7.0  # to be 0
+    a = (a + a.T).fill_diagonal_(0)
+    labels = torch.tensor([0, 1, -1, -1, -1, -1, 2, -1, -1, -1, -1, -1])
+    with_zeros = from_dense(a)
+    zero = torch.isin(12 * with_zeros.row_indices + with_zeros.col_indices, from_pairs(12, [
+        (2, 3), (0, 4), (1, 10), (5, 11), (3, 8)]))  # fmt: skip
+    values = with_zeros.values.masked_fill(zero, 0.0)
+    without = from_dense(with_zeros._replace(values=values).to_sparse_csr().to_dense())
+    assert without.num_edges == with_zeros.num_edges - 10
+    found = []
+    for graph in (with_zeros._replace(values=values), without):
+        leaf = graph.values.clone().requires_grad_()
+        result = propagate_labels(graph._replace(values=leaf), labels, 3, **VARIANTS[variant], backend=backend)
+        assert result.reachable.tolist() == [True] * 8 + [False] * 4
+        found.append((result.probabilities.detach(), torch.autograd.grad(result.probabilities[:, 0].sum(), leaf)[0]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[0][1][~zero], found[1][1], rtol=0, atol=1e-5)
+    assert found[0][1].isfinite().all()
+
+
+def from_pairs(n: int, pairs: list[tuple[int, int]]) -> Tensor:
+    """The entries (i, j) and (j, i) as numbers n i + j."""
+    return torch.tensor([n * i + j for pair in pairs for i, j in (pair, pair[::-1])])
+
+
+def on_thin_bridges(dtype: torch.dtype) -> tuple[SimilarityGraph, Tensor]:
+    """20 documents that hang on class 1 by one small weight, and on class 0 by a thousandth of it; their labels."""
     a = torch.zeros(60, 60, dtype=dtype)
     for block in range(3):
         a[20 * block : 20 * block + 20, 20 * block : 20 * block + 20] = 1
     bridge = 1e-5 if dtype == torch.float64 else 1e-2  # among weights that sum to 380
     a[5, 45] = a[45, 5] = bridge
     a[25, 46] = a[46, 25] = bridge / 1000
-    graph = from_dense(a.fill_diagonal_(0))
     labels = torch.full((60,), -1)
     labels[20:40], labels[:20] = 0, 1
+    return from_dense(a.fill_diagonal_(0)), labels
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_component_on_a_thin_bridge(dtype: torch.dtype, backend: str) -> None:
+    """They are of class 1, however small their right-hand side."""
+    graph, labels = on_thin_bridges(dtype)
     result = propagate_labels(graph, labels, 2, backend=backend)
     truth = propagate_labels(graph, labels, 2, backend="reference")
     torch.testing.assert_close(result.probabilities, truth.probabilities, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_warm_start_and_not_converging(backend: str) -> None:
-    n = 800 if not is_interpreted(backend) else 300
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_max_iter_holds_over_all_attempts(dtype: torch.dtype, backend: str) -> None:
+    """Rows on a thin bridge are solved again with a finer tol: what the first attempt used is used up."""
+    graph, labels = on_thin_bridges(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it did not converge
+        once = propagate_labels(graph, labels, 2, max_iter=1, backend=backend)
+        found = [propagate_labels(graph, labels, 2, max_iter=most, backend=backend) for most in range(2, 9)]
+    assert once.iterations == 1
+    assert [result.iterations <= most for most, result in enumerate(found, 2)] == [True] * 7
+    assert propagate_labels(graph, labels, 2, backend=backend).iterations > 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_any_start_gives_the_same_result(dtype: torch.dtype, backend: str) -> None:
+    """In every column of a panel; that of class 5, which no document has, is 0."""
+    graph, labels = graph_of(150, 6, dtype), labels_for(150, 5, 0.4)
+    cold, started = (
+        propagate_labels(graph, labels, 6, tol=1e-6, initial=initial, backend=backend)
+        for initial in (None, torch.rand(150, 6, dtype=dtype))
+    )
+    torch.testing.assert_close(started.probabilities, cold.probabilities, rtol=0, atol=2e-5)
+    assert started.residual <= 1e-6 and (started.probabilities[:, 5] == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_finer_tol_costs_iterations_and_is_kept(backend: str) -> None:
+    graph, labels = graph_of(300, 6, torch.float64, 0.3), labels_for(300, 5, 0.1)
+    found = [propagate_labels(graph, labels, 5, tol=tol, backend=backend) for tol in (1e-2, 1e-4, 1e-6)]
+    for tol, result in zip((1e-2, 1e-4, 1e-6), found, strict=True):
+        assert 1e-3 * tol < result.residual <= tol
+    assert found[0].iterations < found[1].iterations < found[2].iterations
+
+
+@sizes(BACKENDS, 800, simulated=300)
+def test_warm_start_and_not_converging(n: int, backend: str) -> None:
     graph, labels = graph_of(n, 5, torch.float32, 0.3), labels_for(n, 6, 0.02)
     labels[:6] = torch.arange(6)
     cold = propagate_labels(graph, labels, 6, tol=1e-5, backend=backend)
@@ -192,9 +259,8 @@ def test_warm_start_and_not_converging(backend: str) -> None:
     assert short.iterations == 2 and short.residual > 1e-5
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_same_bits_for_any_number_of_threads(backend: str) -> None:
-    n = 200 if is_interpreted(backend) else 1500
+@sizes(BACKENDS, 1500, simulated=200)
+def test_same_bits_for_any_number_of_threads(n: int, backend: str) -> None:
     graph, labels = graph_of(n, 8, torch.float32), labels_for(n, 20, 0.3)
     values = graph.values.clone().requires_grad_()
     before, results = torch.get_num_threads(), []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DEVICE, documents
+from conftest import DEVICE, PYTHON, documents
 
 from gloss_kernels import TopK, cosine_topk, topk_statistics
 
@@ -131,7 +131,7 @@ def test_tuning_without_a_gpu_says_so() -> None:
 def compiled(code: str, cache: Path) -> str:
     """Runs code with kernels that are compiled anew, not interpreted; deprecations are errors."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(BENCH), "TRITON_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-W", "error::DeprecationWarning", "-W", "error::UserWarning", "-c", code]
+    command = [*PYTHON, "-W", "error::DeprecationWarning", "-W", "error::UserWarning", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -264,7 +264,7 @@ class Native:
         return out
 
     def _product(self, call: _Call, a: Tensor, b: Tensor, *, transposed: bool = False) -> Tensor:
-        """a @ b, or a @ b.T, of contiguous matrices: product() by a kernel in float32 on the CPU, four times as fast."""
+        """a @ b, or a @ b.T, of contiguous matrices: product() by a float32 kernel on the CPU, four times as fast."""
         if self.side == "cuda" or a.dtype == torch.float64:
             return product(a, b.T if transposed else b)
         n, k, m = *a.shape, b.shape[0 if transposed else 1]

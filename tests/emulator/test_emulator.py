@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,8 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [ROOT / "tests/emulator/selftest.cu"]
-
 CASES = [
     "mma_half",
     "mma_bfloat16",
@@ -36,40 +33,23 @@ WRONG = {
 }
 
 
-@pytest.fixture(scope="module")
-def selftest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
-    program = tmp_path_factory.mktemp("emulator") / "selftest"
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wno-unknown-pragmas", "-DGLOSS_EMULATE"]
-    includes = [f"-I{ROOT / 'csrc/emulator'}", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([compiler, *flags, *includes, "-x", "c++", *SOURCES, "-o", program], check=True)
-    return program
-
-
-def run(selftest: Path, case: str, seed: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "GLOSS_EMULATOR_SEED": str(seed)}
-    return subprocess.run([selftest, case], env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_case(selftest: Path, case: str) -> None:
+def test_case(run_check, case: str) -> None:
     for seed in (0, 1, 12345):
-        done = run(selftest, case, seed)
+        done = run_check("selftest", case, seed)
         assert done.returncode == 0, f"seed {seed}: {done.stdout}{done.stderr}"
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_mistake_is_noticed(selftest: Path, case: str) -> None:
+def test_mistake_is_noticed(run_check, case: str) -> None:
     for seed in (0, 1, 12345):
-        done = run(selftest, case, seed)
+        done = run_check("selftest", case, seed)
         assert done.returncode != 0, f"seed {seed}"
         assert WRONG[case] in done.stdout + done.stderr
 
 
-def test_shuffle_xor_width(selftest: Path) -> None:
-    done = run(selftest, "xor_width")
+def test_shuffle_xor_width(run_check) -> None:
+    done = run_check("selftest", "xor_width", 0)
     assert done.returncode == 0, done.stdout
 
 
@@ -78,4 +58,4 @@ def test_same_sources_compile_for_a_gpu(tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("needs nvcc")
     flags = ["-std=c++17", "-arch=sm_80", f"-I{ROOT / 'csrc'}", "-c"]
-    subprocess.run([compiler, *flags, SOURCES[0], "-o", tmp_path / "selftest.o"], check=True)
+    subprocess.run([compiler, *flags, ROOT / "tests/emulator/selftest.cu", "-o", tmp_path / "selftest.o"], check=True)
