@@ -15,6 +15,8 @@ from ._kernels import Kernels
 
 MEASURED: tuple[tuple[int, int], ...] = ()  # compute capabilities with a report of bench/gpu.py in bench/results
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+# What an atomic operation returns reaches every thread that holds its element from this Triton on; the search needs it.
+OLDEST_TRITON = (3, 5)
 
 
 class BackendStatus(NamedTuple):
@@ -103,10 +105,13 @@ def _triton() -> Any:
 
 @functools.cache
 def _triton_problem() -> str:
-    """Why Triton cannot be imported; "" if it can."""
+    """Why Triton cannot be used; "" if it can be imported and is new enough."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install '.[triton]')"
     try:
+        version = importlib.import_module("triton").__version__
+        if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+            return f"triton must be {'.'.join(map(str, OLDEST_TRITON))} or newer (that of torch 2.9), got {version}"
         _triton()
     except Exception as error:  # a Triton that does not fit this torch or this machine: whatever it raises
         return f"triton cannot be imported: {type(error).__name__}: {error}"
