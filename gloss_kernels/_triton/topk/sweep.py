@@ -66,8 +66,8 @@ def columns_of(tile, PARTS: tl.constexpr):
             halved = ()
             for p in tl.static_range(len(parts)):
                 left, right = halves(parts[p])
-                halved = halved + (left, right)  # noqa: RUF005  (Triton unpacks no tuple)
-            parts = halved
+                halved = halved + (left, right)  # type: ignore[assignment]  # noqa: RUF005  (Triton unpacks no tuple)
+            parts = halved  # type: ignore[assignment]
     return parts
 
 
