@@ -5,7 +5,7 @@
 Compiles every .cu file (about a minute a capability) and every kernel that a call of the Triton backend launches (as
 long), prints a table, and fails past the limits of compile_limits.py: spills in a main loop, more shared memory than
 the card has, no tensor-core instruction in the half-precision sweep (wgmma on 9.x for Triton), more registers than its
-kernel may have. CUDA needs nvcc and a disassembler, Triton the package (3.3 or newer), which brings one.
+kernel may have. CUDA needs nvcc and a disassembler, Triton the package (3.5 or newer), which brings one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def missing(backend: str) -> str:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install '.[triton]')"
     version = importlib.metadata.version("triton")
-    return f"Triton {version}, wants 3.3 or newer" if version.startswith("3.2") else ""
+    return f"Triton {version}, wants 3.5 or newer" if version.startswith(("3.2", "3.3", "3.4")) else ""
 
 
 def compiled(backends: list[str], archs: list[int]) -> Iterator[Kernel]:

@@ -50,7 +50,7 @@ class Launch:
 
 def modules() -> list[Any]:
     """Of the Triton backend."""
-    package = importlib.import_module("gloss_kernels._triton")
+    package = importlib.import_module("gloss_kernels._backends.triton")
     names = [info.name for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
     return [importlib.import_module(name) for name in names]
 
@@ -66,7 +66,7 @@ def recorded(work: Callable[[], None]) -> list[Launch]:
     launches: dict[Launch, None] = {}
 
     def record(kernel: Any, grid: Any, like: Tensor, *values: Any, **meta: Any) -> None:
-        options = importlib.import_module("gloss_kernels._triton._launch").OPTIONS | {
+        options = importlib.import_module("gloss_kernels._backends.triton._launch").OPTIONS | {
             name: meta.pop(name) for name in ("num_warps", "num_stages") if name in meta
         }
         arguments, constants = [], list(meta.items())
@@ -153,54 +153,60 @@ def variant(launch: Launch) -> str:
 
 # ------------------------------------------------- calls whose launches are all that a user's calls make
 def topk_calls(arch: int) -> None:
-    from gloss_kernels._triton.topk import search, tiles
-
-    from gloss_kernels import _triton
+    from gloss_kernels._backends import protocol
+    from gloss_kernels._backends import triton as _triton
+    from gloss_kernels._backends.triton.topk import search, tiles
 
     n, k = 20_000, 15
     cases = [(torch.float32, 384, False), (torch.float32, 48, False), (torch.float16, 384, False)]
     before = search.check_finite, search.sweep_tile
     search.check_finite = lambda name, rows: None
     try:
-        for dtype, d, tma in [*cases, *[(torch.float32, 384, True)] * (arch >= 90 and tiles.HAS_DESCRIPTORS)]:
+        for dtype, d, tma in [*cases, *[(torch.float32, 384, True)] * (arch >= 90)]:
             search.sweep_tile = lambda device, d, n, k, tma=tma: tiles.tile_for(arch, d, n, k)._replace(tma=tma)
             x = torch.ones(n, d, dtype=dtype)
-            _triton.cosine_topk(x, None, k, True, None)
+            _triton.cosine_topk(protocol.Search(x, None, k, True, None))
             if dtype == torch.float32:
-                _triton.cosine_topk(x[:600], x, k, False, torch.zeros(600, 20, dtype=torch.int64))
+                _triton.cosine_topk(protocol.Search(x[:600], x, k, False, torch.zeros(600, 20, dtype=torch.int64)))
         for dtype in (torch.float64, torch.float32):
             x = torch.ones(300, 384, dtype=dtype)
-            _, indices = _triton.cosine_topk(x, None, k, True, None)
-            _triton.cosine_topk_backward(x, None, indices * 0, torch.ones(300, k, dtype=dtype), (True, True))
+            _, indices = _triton.cosine_topk(protocol.Search(x, None, k, True, None))
+            grad = torch.ones(300, k, dtype=dtype)
+            _triton.cosine_topk_backward(protocol.SearchGradient(x, None, indices * 0, grad, True, True))
     finally:
         search.check_finite, search.sweep_tile = before
 
 
-def graph_calls() -> tuple[Tensor, Tensor, Tensor]:
+def graph_calls() -> tuple[Tensor, ...]:
     """Returns a graph for the calls of the next stage."""
-    from gloss_kernels import _triton
+    from gloss_kernels._backends import protocol
+    from gloss_kernels._backends import triton as _triton
 
     n, k = 2000, 15
     indices = (torch.arange(n)[:, None] + torch.arange(1, k + 1)) % n
     weights = torch.ones(n * k)
-    for symmetrize in (None, "sum", "union", "mutual"):
-        crow, col, *origin = _triton.knn_structure(indices, symmetrize)
+    for symmetrize in ("none", "sum", "union", "mutual"):
+        crow, col, *origin = _triton.knn_structure(indices, symmetrize, 2 * n * k)
         values = torch.ones(int(crow[-1]))
         forward, reverse = (places[: len(values)] for places in origin)
-        _triton.combine_edges(weights, forward, reverse, symmetrize)
-        _triton.combine_edges_backward(values, weights, forward, reverse, symmetrize)
+        combination = protocol.Combination(weights, forward, reverse, symmetrize)
+        _triton.combine_edges(combination)
+        _triton.combine_edges_backward(combination, values)
         if symmetrize == "sum":
-            graph = crow, col[: len(values)], values
+            graph = protocol.Edges(crow, col[: len(values)], values)
     for normalization in ("row", "symmetric", "published"):
-        _triton.normalize_edges(*graph, normalization)
-        _triton.normalize_edges_backward(graph[2], *graph, normalization)
+        _triton.normalize_edges(graph, normalization)
+        _triton.normalize_edges_backward(graph, normalization, graph.values)
     return graph
 
 
 def propagate_calls(crow: Tensor, col: Tensor, values: Tensor) -> None:
     """No kernel writes anything: the tolerance -1 keeps the iterations going, and all rows are declared reachable."""
+    from gloss_kernels._backends import protocol
+
     forward, backward = (
-        importlib.import_module(f"gloss_kernels._triton.{name}") for name in ("propagate", "propagate_backward")
+        importlib.import_module(f"gloss_kernels._backends.triton.{name}")
+        for name in ("propagate", "propagate_backward")
     )
     n = len(crow) - 1
     fixed, reachable = torch.arange(n) % 3 == 0, torch.ones(n, dtype=torch.bool)
@@ -212,28 +218,29 @@ def propagate_calls(crow: Tensor, col: Tensor, values: Tensor) -> None:
         for classes in (4, 20, 100):
             f, prior = values.new_ones(n, classes), values.new_ones(classes)
             for alpha in (None, 0.5):
-                forward.propagate(crow, col, values, fixed, f, False, prior, alpha, 0.0, -1.0, 8)
-                backward.propagate_backward(
-                    f, crow, col, values, fixed, reachable, prior, f, torch.tensor(1e-4), alpha, 0.0, 8
-                )
+                system = protocol.System(protocol.Edges(crow, col, values), fixed, prior, alpha, 0.0, 8)
+                forward.propagate(system, f, False, -1.0)
+                backward.propagate_backward(system, f, reachable, torch.tensor(1e-4), f)
     finally:
         forward.find_reachable, backward.solve = before
 
 
 def dense_calls() -> None:
-    from gloss_kernels import _triton, dense
+    from gloss_kernels._backends import protocol
+    from gloss_kernels._backends.triton import loss
 
     n = 128
     x, sigma, y = torch.ones(n, 384), torch.ones(n, dtype=torch.float64), torch.arange(n) % 4
     labels = torch.where(y > 0, y, -1)
-    before, dense._cholesky = dense._cholesky, lambda system: torch.eye(n, dtype=system.dtype)
+    before, loss.cholesky = loss.cholesky, lambda system: torch.eye(n, dtype=system.dtype)
     try:
         for alpha, normalization in ((None, "row"), (None, "published"), (0.5, "symmetric")):
             for target in ("nll", "published"):
                 for weight in (None, torch.ones(4, dtype=torch.float64)):
-                    _triton.dense_loss(x, sigma, labels, y, y == 0, weight, 4, alpha, normalization, target, 0.01, True)
+                    batch = protocol.Batch(x, sigma, labels, y, y == 0, weight, 4, alpha, normalization, target, 0.01)
+                    loss.dense_loss(batch, True)
     finally:
-        dense._cholesky = before
+        loss.cholesky = before
 
 
 def work(arch: int) -> Callable[[], None]:

@@ -4,7 +4,7 @@
 
 Starts from the table's shape of each class and changes one field at a time, keeping what is faster by more than 2 %
 (median of searches in turns with the best so far). A shape whose neighbours differ from the first one's is left out.
-Prints the lines of gloss_kernels/_triton/topk/tiles.py, puts them there with --write, and writes every time measured to
+Prints the lines of gloss_kernels/_backends/triton/topk/tiles.py, puts them there with --write, and writes every time measured to
 bench/results/triton_tiles_GPU.json, class by class. A user's search never tunes: it takes the table's shape.
 """
 
@@ -31,8 +31,8 @@ from torch import Tensor
 import gloss_kernels
 
 try:
-    from gloss_kernels._triton.topk import search, tiles
-    from gloss_kernels._triton.topk.tiles import Tile
+    from gloss_kernels._backends.triton.topk import search, tiles
+    from gloss_kernels._backends.triton.topk.tiles import Tile
 except ImportError:
     status = gloss_kernels.available_backends()["triton"]
     raise SystemExit(f"error: tuning wants a GPU and Triton: {status.detail}") from None
@@ -44,7 +44,7 @@ SIZES = {"small": 8_192, "large": 131_072}
 KS = {"few": 15, "many": 64}
 VALUES = {
     "rows": (64, 128, 256), "block": (64, 128, 256), "step": (32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4, 5),
-    "slice": (8, 16, 32), "tma": (False, True),
+    "slice": (16, 32, 64), "tma": (False, True),
 }  # fmt: skip
 GAIN = 0.98  # of the time, that a change must come under
 
@@ -61,11 +61,11 @@ def fits(tile: Tile, width: str, arch: int) -> bool:
     accumulators = tile.rows * tile.block / (32 * tile.warps)  # registers of a thread
     return (
         tile.block % tile.rows == 0
-        and tile.slice <= tile.block <= 16 * tile.slice
+        and 16 <= tile.slice <= tile.block <= 16 * tile.slice
         and panel <= SHARED.get(arch, 99 << 10)
         and accumulators <= 128
         and not (width == "float" and (tile.step > 64 or tile.tma))
-        and not (tile.tma and (arch < 90 or not tiles.HAS_DESCRIPTORS))
+        and not (tile.tma and arch < 90)
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -31,11 +30,12 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from gloss_kernels import _library as library  # noqa: E402
+from gloss_kernels import available_backends  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 # The kernels; each is compared with backend="reference". The CUDA kernels run on CPU tensors where their emulated build
 # is installed (GLOSS_KERNELS_EMULATOR=1 pip install ...).
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = available_backends()["triton"].available  # installed, and new enough
 BACKENDS = ["cpu", *["cuda"] * bool(library.emulated)] if DEVICE == "cpu" else ["cuda"]
 BACKENDS += ["triton"] * HAS_TRITON
 AUTO_AND_KERNELS = ["auto", *(name for name in BACKENDS if name != "cpu")]  # on the CPU "auto" is "cpu"

@@ -18,6 +18,8 @@ from .protocol import Backend, Kernels
 
 KERNELS = ("cpu", "cuda", "triton", "reference")
 BACKENDS = ("auto", *KERNELS)
+# What an atomic operation returns reaches every thread that holds its element from this Triton on; the search needs it.
+OLDEST_TRITON = (3, 5)
 
 # Kernels that "auto" takes only where a report of bench/gpu.py, committed in bench/results, says that they win:
 # (kernel, compute capability) -> name of the report. The base kernels of a backend always run and stand here too, so
@@ -141,10 +143,13 @@ def _triton() -> Any:
 
 @functools.cache
 def _triton_problem() -> str:
-    """Why Triton cannot be imported; "" if it can."""
+    """Why Triton cannot be used; "" if it can be imported and is new enough."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install '.[triton]')"
     try:
+        version = importlib.import_module("triton").__version__
+        if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+            return f"triton must be {'.'.join(map(str, OLDEST_TRITON))} or newer (that of torch 2.9), got {version}"
         _triton()
     except Exception as error:  # a Triton that does not fit this torch or this machine: whatever it raises
         return f"triton cannot be imported: {type(error).__name__}: {error}"

@@ -18,6 +18,9 @@ INTERPRETED = _settings.TRITON_INTERPRET
 # TRITON_DEFAULT_FP_FUSION changes nothing here.)
 OPTIONS = {"enable_fp_fusion": True}
 
+MOST_PROGRAMS = (1 << 31) - 1  # of a launch along x
+MOST_ACROSS = (1 << 16) - 1  # along y and along z: extents that grow with rows go along x
+
 
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
@@ -28,10 +31,12 @@ def power_of_two(least: int) -> int:
 
 
 def launch(kernel: Any, grid: int | tuple[int, ...], like: Tensor, *args: Any, **meta: Any) -> None:
-    """kernel[grid] on the device of ``like``. An empty grid launches nothing."""
+    """kernel[grid] on the device of ``like``. An empty grid launches nothing; one that no GPU takes raises."""
     grid = grid if isinstance(grid, tuple) else (grid,)
     if 0 in grid:
         return
+    if grid[0] > MOST_PROGRAMS or max(grid[1:], default=0) > MOST_ACROSS:
+        raise ValueError(f"{kernel.__name__}: the grid must be at most {MOST_PROGRAMS} x {MOST_ACROSS}, got {grid}")
     with torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext():
         kernel[grid](*args, **OPTIONS, **meta)
 

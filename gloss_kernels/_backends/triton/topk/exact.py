@@ -17,8 +17,9 @@ def scores_kernel(query_ptr, query_norm_ptr, corpus_ptr, corpus_norm_ptr, scores
                   corpus_stride, EXCLUDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """scores [n - begin, m]: cosines, summed in float64 one column of d at a time. -2: a corpus row that is not finite;
     -3: the row itself."""
-    row = begin + tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    other = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    across = (m + COLUMNS - 1) // COLUMNS  # tiles; all of them along x: either extent may pass 65,535
+    row = begin + tl.program_id(0) // across * ROWS + tl.arange(0, ROWS)
+    other = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)
     of_row = tl.load(query_norm_ptr + row, row < n, 0.0)
     of_other = tl.load(corpus_norm_ptr + other, other < m, 0.0)
     x_at = query_ptr + row.to(tl.int64) * query_stride
@@ -47,7 +48,7 @@ def exact_search(queries: Rows, corpus: Rows, exclude_self: bool, values: Tensor
         end = min(n, begin + chunk)
         scores = values.new_empty((end - begin, m))
         launch(
-            scores_kernel, (cdiv(m, shape[1]), cdiv(end - begin, shape[0])), x, x, query_norms, y, corpus_norms, scores,
+            scores_kernel, cdiv(m, shape[1]) * cdiv(end - begin, shape[0]), x, x, query_norms, y, corpus_norms, scores,
             begin, end, m, x.shape[1], x.stride(0), y.stride(0), EXCLUDE=exclude_self, ROWS=shape[0], COLUMNS=shape[1],
         )  # fmt: skip
         best, order = scores.sort(dim=1, descending=True, stable=True)

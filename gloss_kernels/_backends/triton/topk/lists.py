@@ -21,12 +21,12 @@ def guard(residual, largest, accumulation):
 
 @jit(run_time=("padded", "k", "stored"))
 def compact_kernel(value_ptr, other_ptr, count_ptr, threshold_ptr, residual_ptr, largest_ptr, ids_ptr, padded, k,
-                   stored, accumulation, EXCLUDE: tl.constexpr, HALVINGS: tl.constexpr, CAPACITY: tl.constexpr,
+                   stored, accumulation, scale, EXCLUDE: tl.constexpr, HALVINGS: tl.constexpr, CAPACITY: tl.constexpr,
                    ROWS: tl.constexpr):  # fmt: skip
     """Keeps what can still belong to the k best, and raises the threshold.
 
     Below the k-th value by two guards, a cosine is below the k-th best one. stored: entries of every list, 0 for as
-    many as it counted.
+    many as it counted. scale: of a cosine to a product of packed rows.
     """
     position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = position < padded
@@ -44,15 +44,15 @@ def compact_kernel(value_ptr, other_ptr, count_ptr, threshold_ptr, residual_ptr,
     if EXCLUDE:
         lives &= other != tl.load(ids_ptr + position, inside, -2)[:, None]
     kept = tl.sum(lives.to(tl.int32), 1)
-    low = tl.min(tl.where(lives, value, 3.0), 1)  # a value that at least k reach
-    high = tl.max(tl.where(lives, value, -3.0), 1)
+    low = tl.min(tl.where(lives, value, 3 * scale), 1)  # a value that at least k reach
+    high = tl.max(tl.where(lives, value, -3 * scale), 1)
     for _ in range(HALVINGS):
         middle = low + (high - low) / 2
         reach = tl.sum((lives & (value >= middle[:, None])).to(tl.int32), 1)
         low = tl.where(reach >= k, middle, low)
         high = tl.where(reach >= k, high, middle)
     margin = guard(tl.load(residual_ptr + position, inside, 0.0), tl.load(largest_ptr), accumulation)
-    bound = tl.where(kept >= k, tl.maximum(threshold, low - 2 * margin), threshold)
+    bound = tl.where(kept >= k, tl.maximum(threshold, low - 2 * margin * scale), threshold)
     keep = lives & (value >= bound[:, None])
     place = tl.cumsum(keep.to(tl.int32), 1) - 1
     tl.debug_barrier()  # all have read the list
@@ -149,7 +149,7 @@ def compact(
     halvings = 16 if queries.unit > 1 else 26  # of a range of 2: to an eighth of the guard
     launch(
         compact_kernel, cdiv(queries.padded, rows), lists.value, *lists, queries.residual, largest_residual,
-        queries.ids, queries.padded, k, stored, accumulation, EXCLUDE=exclude, HALVINGS=halvings,
+        queries.ids, queries.padded, k, stored, accumulation, queries.unit**2, EXCLUDE=exclude, HALVINGS=halvings,
         CAPACITY=lists.capacity, ROWS=rows,
     )  # fmt: skip
 

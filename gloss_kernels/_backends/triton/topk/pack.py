@@ -78,7 +78,7 @@ def norms_kernel(x_ptr, inverse_norms_ptr, n, d, stride, ROWS: tl.constexpr, COL
 
 @jit(run_time=("padded",))
 def pack_kernel(x_ptr, ids_ptr, inverse_norms_ptr, packed_ptr, residual_ptr, padded, d, stride, unit,
-                WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+                width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = position < padded
     row = tl.load(ids_ptr + position, inside, -1)
@@ -87,7 +87,7 @@ def pack_kernel(x_ptr, ids_ptr, inverse_norms_ptr, packed_ptr, residual_ptr, pad
     inverse = tl.load(inverse_norms_ptr + tl.maximum(row, 0), real, float("nan"))
     meets = inverse == inverse
     lost = tl.zeros([ROWS], tl.float64)
-    for first in range(0, WIDTH, COLUMNS):
+    for first in range(0, width, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
         x = tl.load(at[:, None] + column[None, :], (real & meets)[:, None] & (column < d)[None, :], 0.0).to(tl.float64)
         x *= tl.where(meets, inverse, 0.0)[:, None]
@@ -95,7 +95,7 @@ def pack_kernel(x_ptr, ids_ptr, inverse_norms_ptr, packed_ptr, residual_ptr, pad
         rest = x - packed.to(tl.float64) / unit
         lost += tl.sum(rest * rest, 1)
         packed = tl.where(meets[:, None], packed, float("nan")).to(packed_ptr.dtype.element_ty)
-        to = packed_ptr + position.to(tl.int64)[:, None] * WIDTH + column[None, :]
+        to = packed_ptr + position.to(tl.int64)[:, None] * width + column[None, :]
         tl.store(to, packed, inside[:, None])
     residual = tl.sqrt(lost).to(tl.float32) * (1 + 1e-6) + 1e-12
     tl.store(residual_ptr + position, residual, inside)
@@ -140,7 +140,7 @@ def pack(rows: Rows, block: int, step: int, scattered: bool) -> Packed:
     held = max(1, (1 << 17 if INTERPRETED else 1024) // columns)
     launch(
         pack_kernel, cdiv(len(ids), held), x, x, ids, inverse_norms, data, residual, len(ids), d, x.stride(0), unit,
-        WIDTH=width, ROWS=held, COLUMNS=columns,
+        width, ROWS=held, COLUMNS=columns,
     )  # fmt: skip
     return Packed(data, ids, residual, blocks, unit)
 

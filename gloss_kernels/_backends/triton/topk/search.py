@@ -184,5 +184,5 @@ def seed_thresholds(
     best, _ = of_hint.value.masked_fill(torch.isnan(of_hint.value), -torch.inf).topk(k, dim=1)
     margin = (packed.residual + (1 + packed.residual) * largest + accumulation) * (1 + 1e-5)
     at = packed.ids.clamp(min=0).long()
-    bound = torch.where(packed.ids >= 0, best[at, -1], -torch.inf) - margin
+    bound = (torch.where(packed.ids >= 0, best[at, -1], -torch.inf) - margin) * packed.unit**2
     lists.threshold.copy_(torch.maximum(lists.threshold, torch.where(bound == bound, bound, -torch.inf)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import product
 from typing import NamedTuple
 
@@ -11,15 +10,14 @@ import torch
 from .._launch import INTERPRETED
 
 SHORT = 64  # columns: rows as short stay in float32, and are multiplied as three products of TF32 parts
-# Tensor descriptors, which the TMA unit of capability 9.0 and newer copies by (Triton 3.4 or newer).
-HAS_DESCRIPTORS = importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
 
 
 class Tile(NamedTuple):
     """rows x block products a program, step columns of d at a time; block: positions of a block of rows as well.
 
-    slice: columns of a tile that its epilogue works on at once, where a product passes; fewer take fewer registers. At
-    least block / 16. tma: panels come by tensor descriptors, not by pointers.
+    slice: columns of a part of a tile: the epilogue works only on parts that hold a product which passes, and looks for
+    it in as many registers; at least 16 and block / 16. tma: panels come by tensor descriptors, not by pointers (those of
+    the TMA unit of capability 9.0 and newer).
     """
 
     rows: int
@@ -56,13 +54,11 @@ def tile_for(capability: int, d: int, n: int, k: int) -> Tile:
     widths = ("wide", "half") if width == "wide" else (width,)
     generation = capability // 10 * 10 if capability >= 90 else 0
     keys = product((capability, generation, 0), widths, (size, "any"), (many, "any"))
-    key = next(key for key in keys if key in TABLE)
-    tile = TABLE[key]
-    return tile._replace(tma=tile.tma and HAS_DESCRIPTORS)
+    return next(TABLE[key] for key in keys if key in TABLE)
 
 
 def sweep_tile(device: torch.device, d: int, n: int, k: int) -> Tile:
     if INTERPRETED:
-        return Tile(256, 256, 64, 4, 1, 128)
+        return Tile(256, 256, 64, 4, 1, 256)
     major, minor = torch.cuda.get_device_capability(device)
     return tile_for(10 * major + minor, d, n, k)
