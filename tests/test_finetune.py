@@ -295,7 +295,13 @@ def parsed(line: str) -> Namespace:
 def test_the_demo_has_its_own_defaults() -> None:
     cpu = torch.device("cpu")
     demo, own = (command.choose_settings(parsed(line), cpu) for line in ("", "--train x.csv"))
-    assert (demo.epochs, demo.max_length, demo.train_layers) == (4, 32, 2) and command.wants_comparison(parsed(""))
+    assert (demo.epochs, demo.max_length, demo.train_layers) == (3, 32, 2) and (demo.graph, own.graph) == (
+        "corpus",
+        "batch",
+    )
+    for line in ("--labeled-fraction 0.5", "--sigma self-tuning", "--graph batch", "--loss ce --no-compare"):
+        assert command.choose_settings(parsed(line), cpu).graph == "batch"
+    assert command.wants_comparison(parsed(""))
     assert (own.epochs, own.max_length, own.train_layers) == (5, 64, None)
     assert not command.wants_comparison(parsed("--train x.csv"))
     assert not command.wants_comparison(parsed("--no-compare")) and command.wants_comparison(

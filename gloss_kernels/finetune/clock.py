@@ -41,7 +41,9 @@ def work(settings: Settings, counts: dict[str, int], layers: int, sample: int) -
     """
     read = 1 / (1 + 2 * (settings.train_layers or layers) / layers)
     train, val, test = counts["train"], counts["val"], counts["test"]
-    before = test + (train if settings.graph == "corpus" else 0) + (sample if settings.sigma in ("root", "mst") else 0)
+    before = test
+    if settings.loss != "ce":
+        before += (train if settings.graph == "corpus" else 0) + (sample if settings.sigma in ("root", "mst") else 0)
     probe = sample if settings.loss == "gloss" else 0
     return Work(
         read * before, train + read * (val + probe), read * (test + (train if probe else 0)), read, settings.epochs

@@ -27,9 +27,11 @@ from gloss_kernels.finetune.encoder import Classifier, load_encoder, packaged_mo
 from gloss_kernels.finetune.evaluation import embedding_scores, head_scores
 from gloss_kernels.finetune.settings import (
     DEMO_EPOCHS,
+    DEMO_GRAPH,
     DEMO_MAX_LENGTH,
     DEMO_TRAIN_LAYERS,
     EPOCHS,
+    GRAPH,
     LABELED_FRACTION,
     MAX_LENGTH,
     Settings,
@@ -194,7 +196,8 @@ def choose_settings(args: argparse.Namespace, device: torch.device) -> Settings:
         values["precision"] = "bf16" if fast_bf16(device) else "fp32"
     if args.loss == "ce+gloss" and args.lam == 1:
         values["loss"] = "gloss"  # nothing is left to train a head with
-    if args.graph == "batch":
+    values["graph"] = choose_graph(args)
+    if values["graph"] == "batch":
         values["labeled_fraction"] = args.labeled_fraction or LABELED_FRACTION
         if args.neighbors is not None and args.neighbors >= args.batch_size:
             raise CommandError(f"--neighbors must be less than --batch-size {args.batch_size}, got {args.neighbors}")
@@ -205,6 +208,15 @@ def choose_settings(args: argparse.Namespace, device: torch.device) -> Settings:
     elif args.loss == "ce" and not wants_comparison(args):
         raise CommandError("--loss must be gloss or ce+gloss with --graph corpus, got ce")
     return Settings(**values)
+
+
+def choose_graph(args: argparse.Namespace) -> str:
+    """Said, or else the demo's, unless another option is for the graph of a batch only."""
+    if args.graph is not None:
+        return str(args.graph)
+    of_batch = args.labeled_fraction is not None or args.sigma == "self-tuning"
+    trains_gloss = args.loss != "ce" or wants_comparison(args)
+    return DEMO_GRAPH if args.train is None and trains_gloss and not of_batch else GRAPH
 
 
 def wants_comparison(args: argparse.Namespace) -> bool:

@@ -10,9 +10,11 @@ from gloss_kernels.cli.options import Help, number, whole
 from gloss_kernels.finetune.clock import Clock
 from gloss_kernels.finetune.settings import (
     DEMO_EPOCHS,
+    DEMO_GRAPH,
     DEMO_MAX_LENGTH,
     DEMO_TRAIN_LAYERS,
     EPOCHS,
+    GRAPH,
     GRAPHS,
     LABELED_FRACTION,
     LOSSES,
@@ -75,9 +77,8 @@ def add_parser(commands: Any) -> None:
     loss.add_argument(
         "--graph",
         choices=GRAPHS,
-        default="batch",
-        help="G-Loss joins a batch's documents to each other, or to the "
-        "nearest of all training documents, by a memory bank of their embeddings",
+        help="G-Loss joins a batch's documents to each other, or to the nearest of all training documents, by a memory "
+        f"bank of their embeddings (default: {GRAPH}, demo {DEMO_GRAPH})",
     )
     loss.add_argument(
         "--sigma",
