@@ -5,9 +5,9 @@
 Frozen MiniLM embeddings of R52 and ohsumed (../shared/embeddings); what is trained is a residual head z = x + MLP(x)
 and a linear classifier of z, by CE + lambda * G-Loss(z). Settings are chosen on validation documents, the same for both
 texts: the learning rate by cross entropy alone, then lambda and sigma of each G-Loss, the neighbours of CorpusGLoss,
-the learning rate again for each, and lambda again for target "published". The final table is of test documents. ohsumed has
-no test part: its validation part is the test, and the choices hold out 15 % of its training documents. Writes
-OUTPUT.json and OUTPUT.md.
+the learning rate again for each, and lambda again for target "published" (in results of 0.1.0: "paper"). The final table
+is of test documents. ohsumed has no test part: its validation part is the test, and the choices hold out 15 % of its
+training documents. Writes OUTPUT.json and OUTPUT.md.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ def experiment(epochs: int, seeds: int, workers: int) -> dict[str, Any]:
                 found = runs.best("neighbours in the batch", [found | {"batch_neighbors": m} for m in MATES])
             again = [found | {"lr": lr} for lr in LEARNING_RATES]
             found = runs.best(f"learning rate again, {loss}", again)
-            paper = [found | {"target": "published", "lam": lam} for lam in LAMBDAS]
-            chosen += [found, runs.best(f"lambda of target 'paper', {loss}", paper)]
+            published = [found | {"target": "published", "lam": lam} for lam in LAMBDAS]
+            chosen += [found, runs.best(f"lambda of target 'published', {loss}", published)]
         runs("final", chosen, seeds, choosing=False)
     return {"epochs": epochs, "workers": workers, "rows": runs.rows}
 

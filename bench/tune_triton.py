@@ -4,7 +4,8 @@
 
 Starts from the table's shape of each class and changes one field at a time, keeping what is faster by more than 2 %
 (median of searches in turns with the best so far). A shape whose neighbours differ from the first one's is left out.
-Prints the lines of gloss_kernels/_backends/triton/topk/tiles.py, puts them there with --write, and writes every time measured to
+Prints the lines of gloss_kernels/_backends/triton/topk/tiles.py, puts them there with --write, and writes every time
+measured to
 bench/results/triton_tiles_GPU.json, class by class. A user's search never tunes: it takes the table's shape.
 """
 
