@@ -5,7 +5,7 @@
 Frozen MiniLM embeddings of R52 and ohsumed (../shared/embeddings); what is trained is a residual head z = x + MLP(x)
 and a linear classifier of z, by CE + lambda * G-Loss(z). Settings are chosen on validation documents, the same for both
 texts: the learning rate by cross entropy alone, then lambda and sigma of each G-Loss, the neighbours of CorpusGLoss,
-the learning rate again for each, and lambda again for target "published" (in results of 0.1.0: "paper"). The final table
+the learning rate again for each, and lambda again for target "published" (earlier "paper"). The final table
 is of test documents. ohsumed has no test part: its validation part is the test, and the choices hold out 15 % of its
 training documents. Writes OUTPUT.json and OUTPUT.md.
 """
