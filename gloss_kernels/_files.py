@@ -14,9 +14,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Whoever opens ``path`` sees the old file or the whole new one, whenever the process is killed or the machine loses
     power: the bytes are on the disk before the name is. If the block raises, ``path`` stays as it was. The process id
-    in the name keeps two processes that write the same file apart.
+    in the name keeps two processes that write the same file apart. A symbolic link stays, and its target is replaced;
+    what exists and is no file, a device or a pipe, is written into.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        yield target
+        return
     beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         yield beside

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _backends, _checks, _library, _ops, reference
+from ._files import replacing
 from ._math import compute_dtype
 from .topk import TopK, cosine_topk
 
@@ -97,7 +98,7 @@ class SimilarityGraph(NamedTuple):
         """Writes an .npz file (no pickle) with the arrays of this tuple."""
         arrays: dict[str, Any] = {name: getattr(self, name).detach().cpu().numpy() for name in self._fields[:3]}
         arrays["symmetric"] = np.array(self.symmetric)
-        with open(path, "wb") as file:  # numpy would append .npz to a name without it
+        with replacing(path) as beside, open(beside, "wb") as file:  # numpy would append .npz to a name without it
             np.savez(file, **arrays)
 
     @classmethod

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import platform
 from typing import Any
 
 import torch
 
-from gloss_kernels import __version__, available_backends
+from gloss_kernels import __version__, _settings, available_backends
 
 
 def add_parser(commands: Any) -> None:
@@ -21,8 +20,8 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, words: list[str]) -> int:
     print(f"gloss_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     backends = available_backends()
-    wanted = os.environ.get("GLOSS_KERNELS_BACKEND")
-    if wanted:
+    wanted = _settings.BACKEND
+    if wanted != "auto":
         names = ("auto", *backends)
         unknown = "" if wanted in names else f" - unknown, must be one of {', '.join(names)}"
         print(f"GLOSS_KERNELS_BACKEND={wanted}{unknown}")
