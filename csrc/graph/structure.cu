@@ -116,7 +116,7 @@ int64_t knn_structure_workspace(int64_t n, int64_t k) {
 
 void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode, int64_t capacity, int64_t* crow,
                    int64_t* col, int64_t* forward, int64_t* reverse, void* workspace, Queue queue) {
-  if (n > INT32_MAX || k > INT32_MAX) throw std::invalid_argument("indices: more than 2^31 - 1 rows or columns");
+  if (n > INT32_MAX || k > INT32_MAX) throw std::invalid_argument("indices must have at most 2^31 - 1 rows and columns, got more");
   const DeviceGuard guard(queue.device);
   const auto stream = static_cast<cudaStream_t>(queue.stream);
   Workspace memory(workspace);

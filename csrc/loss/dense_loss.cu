@@ -350,8 +350,8 @@ void dense_loss(const cpu::DenseProblem<T>& problem, const cpu::DenseOptions& op
                 const cpu::DenseResult<T>& result, void* workspace, Queue queue) {
   const int64_t n = problem.n, classes = problem.num_classes;
   if (n < 1 || n > kMostRows)
-    throw std::invalid_argument("embeddings: got " + std::to_string(n) + " rows, wants 1 to " +
-                                std::to_string(kMostRows));
+    throw std::invalid_argument("embeddings must have 1 to " + std::to_string(kMostRows) + " rows, got " +
+                                std::to_string(n));
   const DeviceGuard guard(queue.device);
   const bool spreading = !std::isnan(options.alpha), gradient = result.grad_cosines != nullptr;
   const bool normalized = options.normalization != Normalization::row;

@@ -153,7 +153,7 @@ void propagate_backward(Csr graph, int64_t capacity, const T* values, int64_t nu
                         const uint8_t* reachable, const T* prior, const T* result, const T* grad_result,
                         cpu::PropagateOptions options, const double* tol, T* grad_values, double* residual,
                         int64_t* iterations, void* workspace, Queue queue) {
-  if (graph.n > INT32_MAX) throw std::invalid_argument("graph: has more than 2^31 - 1 nodes");
+  if (graph.n > INT32_MAX) throw std::invalid_argument("graph must have at most 2^31 - 1 nodes, got more");
   const DeviceGuard guard(queue.device);
   const bool spreading = is_spreading(options), pulls = !spreading && options.prior_strength > 0;
   const double finest = cpu::finest_tol<T>();

@@ -41,7 +41,7 @@ template <class T>
 Hidden<T> hidden_system(Csr graph, const T* values, const uint8_t* fixed, const uint8_t* reachable,
                         const PropagateOptions& options) {
   const bool spreading = is_spreading(options);
-  if (graph.n > INT32_MAX) throw std::invalid_argument("graph: has more than 2^31 - 1 nodes");
+  if (graph.n > INT32_MAX) throw std::invalid_argument("graph must have at most 2^31 - 1 nodes, got more");
   Hidden<T> out;
   out.row_of.assign(static_cast<size_t>(graph.n), -1);
   for (int64_t i = 0; i < graph.n; ++i) {

@@ -237,7 +237,7 @@ void propagate(Csr graph, int64_t capacity, const T* values, int64_t num_classes
                const T* boundary, bool has_initial, const T* prior, cpu::PropagateOptions options, T* result,
                double* residual, uint8_t* reachable, double* used_tol, int64_t* iterations, void* workspace,
                Queue queue) {
-  if (graph.n > INT32_MAX) throw std::invalid_argument("graph: has more than 2^31 - 1 nodes");
+  if (graph.n > INT32_MAX) throw std::invalid_argument("graph must have at most 2^31 - 1 nodes, got more");
   const DeviceGuard guard(queue.device);
   const bool spreading = is_spreading(options), completes = !spreading && !(options.prior_strength > 0);
   Workspace memory(workspace);

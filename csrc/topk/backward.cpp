@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "arguments.h"
 #include "operand.h"
 #include "refine.h"
 
@@ -75,8 +76,8 @@ void cosine_topk_backward(MatrixView queries, MatrixView corpus, int64_t k, cons
   const int64_t edges = queries.rows * k, cols = queries.cols;
   for (int64_t e = 0; e < edges; ++e)
     if (indices[e] < 0 || indices[e] >= corpus.rows)
-      throw std::invalid_argument("indices: row " + std::to_string(e / k) + " holds " + std::to_string(indices[e]) +
-                                  ", but the corpus has " + std::to_string(corpus.rows) + " rows");
+      throw std::invalid_argument("indices must be rows of the corpus, 0.." + std::to_string(corpus.rows - 1) + ", got " +
+                                  std::to_string(indices[e]) + " in row " + std::to_string(e / k));
   if (!grad_queries && !grad_corpus) return;
   threads = std::max(threads, 1);
 

@@ -25,11 +25,4 @@ inline bool same_matrix(MatrixView a, MatrixView b) {
   return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.stride == b.stride && a.dtype == b.dtype;
 }
 
-inline void check_pair(MatrixView queries, MatrixView corpus) {
-  if (queries.cols != corpus.cols)
-    throw std::invalid_argument("corpus: got " + std::to_string(corpus.cols) + " columns, but queries have " +
-                                std::to_string(queries.cols));
-  if (queries.dtype != corpus.dtype) throw std::invalid_argument("corpus: its dtype differs from that of queries");
-}
-
 }  // namespace gloss::cpu

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <vector>
 
+#include "arguments.h"
 #include "operand.h"
 #include "refine.h"
 #include "sweep.h"
@@ -143,15 +144,7 @@ class Search {
 
 void cosine_topk(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self, const int64_t* hint,
                  int64_t hint_k, void* values, int64_t* indices, int threads, Progress progress, TopkStats* stats) {
-  check_pair(queries, corpus);
-  const int64_t available = corpus.rows - (exclude_self ? 1 : 0);
-  if (exclude_self && queries.rows > corpus.rows)
-    throw std::invalid_argument("exclude_self: got " + std::to_string(queries.rows) + " queries, but the corpus has " +
-                                std::to_string(corpus.rows) + " rows");
-  if (k < 1 || k > available)
-    throw std::invalid_argument("k: got " + std::to_string(k) + ", but only " +
-                                std::to_string(std::max<int64_t>(available, 0)) + " candidates a row (corpus rows " +
-                                std::to_string(corpus.rows) + (exclude_self ? ", self excluded)" : ")"));
+  check_search(queries, corpus, k, exclude_self);
   TopkStats unused;
   TopkStats& result = stats ? *stats : unused;
   result = {0, 0, 0, queries.dtype == DType::f64 ? "float64" : isa_name(isa())};

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "topk/arguments.h"
 #include "topk/lists.cuh"
 
 namespace gloss::cuda {
@@ -31,18 +32,9 @@ bool is_swept_raw(MatrixView queries, MatrixView corpus) {
 }
 
 void check_arguments(MatrixView queries, MatrixView corpus, int64_t k, bool exclude_self) {
-  if (queries.cols != corpus.cols || queries.dtype != corpus.dtype)
-    throw std::invalid_argument("corpus must have the columns and the dtype of queries, got others");
-  if (exclude_self && queries.rows > corpus.rows)
-    throw std::invalid_argument("exclude_self: got " + std::to_string(queries.rows) + " queries, but the corpus has " +
-                                std::to_string(corpus.rows) + " rows");
-  const int64_t available = std::max<int64_t>(corpus.rows - (exclude_self ? 1 : 0), 0);
-  if (k < 1 || k > available)
-    throw std::invalid_argument("k: got " + std::to_string(k) + ", but only " + std::to_string(available) +
-                                " candidates a row (corpus rows " + std::to_string(corpus.rows) +
-                                (exclude_self ? ", self excluded)" : ")"));
+  check_search(queries, corpus, k, exclude_self);
   if (corpus.rows > INT32_MAX || queries.rows > INT32_MAX)
-    throw std::invalid_argument("queries: more than 2^31 - 1 rows");
+    throw std::invalid_argument("queries and corpus must have at most 2^31 - 1 rows, got more");
 }
 
 struct Norms {

@@ -459,10 +459,10 @@ void arguments() {
     }
     expect(false, "was accepted");
   };
-  refuses(x, x, 9, true, "k: got 9");
-  refuses(x, x, 0, true, "k: got 0");
-  refuses(x, x, 10, false, "k: got 10");
-  refuses(x, y, 2, false, "corpus:");
+  refuses(x, x, 9, true, "k must be 1 to 8 (corpus of 9 rows, itself left out), got 9");
+  refuses(x, x, 0, true, "k must be 1 to 8 (corpus of 9 rows, itself left out), got 0");
+  refuses(x, x, 10, false, "k must be 1 to 9 (corpus of 9 rows), got 10");
+  refuses(x, y, 2, false, "corpus must have");
   const Matrix empty({}, 0, 4, DType::f32);
   search(empty.view(), x.view(), 3, false, 0);
 }
