@@ -196,13 +196,16 @@ def _g_loss(
             sigma = estimate_sigma(sigma, embeddings, visible)
         sigma = check_sigma(sigma, n)
         if one_operator:
-            return _dense.batch_loss(embeddings, visible, labels, scored, sigma, class_weight, options, backend)
-        if is_dense:
-            graph = _dense.adjacency(embeddings, sigma)
-            propagation = _dense.propagate(graph, visible, options.num_classes, options.propagate)
+            loss, propagation = _dense.batch_loss(
+                embeddings, visible, labels, scored, sigma, class_weight, options, backend
+            )
         else:
-            propagation = _sparse(embeddings, visible, sigma, options, backend)
-        loss = reference.loss_on_hidden(propagation.probabilities, labels, scored, options.target, class_weight)
+            if is_dense:
+                graph = _dense.adjacency(embeddings, sigma)
+                propagation = _dense.propagate(graph, visible, options.num_classes, options.propagate)
+            else:
+                propagation = _sparse(embeddings, visible, sigma, options, backend)
+            loss = reference.loss_on_hidden(propagation.probabilities, labels, scored, options.target, class_weight)
         if may_be_wrong(labels):
             loss = loss * torch.where((labels == WRONG).any(), torch.nan, 1.0)
         return loss, propagation._replace(probabilities=mark_wrong(propagation.probabilities, labels))

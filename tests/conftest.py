@@ -10,7 +10,7 @@ from pathlib import Path
 sys.modules.setdefault("conftest", sys.modules[__name__])
 # `python -m pytest` puts the source tree first; where that is not built in place, the installed package is meant.
 ROOT = Path(__file__).resolve().parents[1]
-if not any((ROOT / "gloss_kernels").glob("_C.*")):
+if all(path.suffix == ".pyi" for path in (ROOT / "gloss_kernels").glob("_C.*")):
     sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != ROOT]
 PYTHON = [sys.executable, *["-P"] * (sys.version_info >= (3, 11))]  # a child does not look into its working folder
 

@@ -564,7 +564,7 @@ def test_bad_arguments_are_named() -> None:
             "^labels must have one of at least 0, got no document",
             lambda: CorpusGLoss(torch.full((40,), -1), D),
         ),
-        (ValueError, "^labels: document 4", lambda: CorpusGLoss(labels, D, num_classes=4)),
+        (ValueError, "^labels must be 0..3 or -1, got 4 for document 4", lambda: CorpusGLoss(labels, D, num_classes=4)),
         (ValueError, "^dim", lambda: CorpusGLoss(labels, 0)),
         (
             ValueError,
@@ -578,7 +578,7 @@ def test_bad_arguments_are_named() -> None:
         (ValueError, "^class_weight", lambda: CorpusGLoss(labels, D, class_weight=torch.ones(3))),
         (ValueError, "^bank_dtype", lambda: CorpusGLoss(labels, D, bank_dtype=torch.int8)),
         (TypeError, "^index", lambda: CorpusGLoss(labels, D, index=3)),
-        (ValueError, "^index: got 'annoy'", lambda: CorpusGLoss(labels, D, index="annoy")),
+        (ValueError, "^index must .*got 'annoy'", lambda: CorpusGLoss(labels, D, index="annoy")),
         (
             ValueError,
             "^index must have arguments of NeighborIndex.build .*, got 'recal'",
@@ -607,7 +607,7 @@ def test_bad_arguments_are_named() -> None:
             "^document_ids must name each document once, got 2 twice",
             lambda: loss_fn(x[:5], torch.tensor([0, 2, 1, 2, 3])),
         ),
-        (ValueError, "^labels: document 0 has label 9", lambda: loss_fn.add(torch.tensor([9]))),
+        (ValueError, "^labels must .*got 9 for document 0", lambda: loss_fn.add(torch.tensor([9]))),
     ]:
         with pytest.raises(error, match=match):
             call()

@@ -144,7 +144,7 @@ def test_unlabeled_documents_take_part_and_are_not_scored() -> None:
         loss = loss_fn(x, partly, hidden)
         visible = torch.where(hidden | (partly == ignore), -1, labels)
         p, _ = reference.propagate_labels(reference.adjacency(x, None, 0.5), visible, 4)
-        expected = reference.loss_on_hidden(p, labels, hidden & (partly != ignore))
+        expected = reference.loss_on_hidden(p, labels, hidden & (partly != ignore), "nll")
         torch.testing.assert_close(loss.double(), expected, rtol=0, atol=1e-5)
 
 

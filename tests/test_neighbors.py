@@ -330,7 +330,7 @@ def test_every_flipped_byte_is_noticed(saved: Path) -> None:
         broken = whole.copy()
         broken[place] ^= 16
         saved.write_bytes(broken)
-        with pytest.raises(ValueError, match=r"path: .*saved\.index"):
+        with pytest.raises(ValueError, match=r"^path must .*saved\.index"):
             NeighborIndex.load(saved)
 
 
@@ -576,11 +576,11 @@ X = documents(300, 6)
             TypeError,
             "embeddings must be a torch.Tensor, a numpy array or a numpy.memmap, got list",
         ),
-        ({"embeddings": X[0]}, ValueError, r"embeddings: got shape \(6,\)"),
+        ({"embeddings": X[0]}, ValueError, r"embeddings must .*got shape \(6,\)"),
         ({"embeddings": X[:0]}, ValueError, "embeddings must have at least one row, got none"),
-        ({"embeddings": X[:, :0]}, ValueError, "embeddings: got shape"),
-        ({"embeddings": X.long()}, TypeError, "embeddings: got torch.int64"),
-        ({"embeddings": X.to_sparse()}, TypeError, "embeddings: got layout"),
+        ({"embeddings": X[:, :0]}, ValueError, "embeddings must .*got shape"),
+        ({"embeddings": X.long()}, TypeError, "embeddings must .*got torch.int64"),
+        ({"embeddings": X.to_sparse()}, TypeError, "embeddings must .*got layout"),
         (
             {"embeddings": np.zeros((3, 3), np.int64)},
             TypeError,
@@ -592,19 +592,19 @@ X = documents(300, 6)
             "embeddings must be native float16, float32 or float64 numbers, got >f4",
         ),
         ({"embeddings": X.log()}, ValueError, "embeddings: row 0 contains NaN or Inf"),
-        ({"kind": "annoy"}, ValueError, "kind: got 'annoy'"),
-        ({"recall_target": 0}, ValueError, "recall_target: got 0"),
-        ({"recall_target": 1.5}, ValueError, "recall_target: got 1.5"),
-        ({"recall_target": "all"}, TypeError, "recall_target: got 'all'"),
-        ({"recall_k": 0}, ValueError, "recall_k: got 0"),
-        ({"recall_k": 1.5}, TypeError, "recall_k: got 1.5"),
-        ({"seed": -1}, ValueError, "seed: got -1"),
-        ({"memory_limit": 0}, ValueError, "memory_limit: got 0"),
+        ({"kind": "annoy"}, ValueError, "kind must .*got 'annoy'"),
+        ({"recall_target": 0}, ValueError, "recall_target must .*got 0"),
+        ({"recall_target": 1.5}, ValueError, "recall_target must .*got 1.5"),
+        ({"recall_target": "all"}, TypeError, "recall_target must .*got 'all'"),
+        ({"recall_k": 0}, ValueError, "recall_k must .*got 0"),
+        ({"recall_k": 1.5}, TypeError, "recall_k must .*got 1.5"),
+        ({"seed": -1}, ValueError, "seed must .*got -1"),
+        ({"memory_limit": 0}, ValueError, "memory_limit must .*got 0"),
         ({"nlist": 3}, ValueError, "nlist must be None for kind 'exact', got 3"),
-        ({"kind": "hnsw", "links": 1}, ValueError, "links: got 1"),
-        ({"kind": "hnsw", "ef_construction": 0}, ValueError, "ef_construction: got 0"),
+        ({"kind": "hnsw", "links": 1}, ValueError, "links must .*got 1"),
+        ({"kind": "hnsw", "ef_construction": 0}, ValueError, "ef_construction must .*got 0"),
         ({"kind": "ivf_pq", "nlist": 301}, ValueError, "nlist must be at most the 300 rows, got 301"),
-        ({"kind": "ivf_flat", "nlist": 2.0}, TypeError, "nlist: got 2.0"),
+        ({"kind": "ivf_flat", "nlist": 2.0}, TypeError, "nlist must .*got 2.0"),
     ],
 )
 def test_wrong_arguments_of_build(change: dict[str, object], error: type[Exception], message: str) -> None:
@@ -632,7 +632,7 @@ def test_wrong_arguments_later() -> None:
         index.search(X, 301)
     with pytest.raises(ValueError, match=r"^k must be at most the 299 rows, itself left out, got 300$"):
         index.knn(300)
-    with pytest.raises(TypeError, match=r"^k: got '3'"):
+    with pytest.raises(TypeError, match=r"^k must .*got '3'"):
         index.knn("3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^embeddings must have 6 columns as the index, got 7"):
         index.add(torch.zeros(2, 7))
