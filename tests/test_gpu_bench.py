@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import HAS_TRITON
 
-from gloss_kernels import _native
+from gloss_kernels import _library
 
 TESTS = Path(__file__).resolve().parent
 BENCH = TESTS.parent / "bench"
@@ -88,7 +88,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-@pytest.mark.skipif(not (_native.emulated and HAS_TRITON), reason="a rehearsal runs the emulator and the interpreter")
+@pytest.mark.skipif(not (_library.emulated and HAS_TRITON), reason="a rehearsal runs the emulator and the interpreter")
 def test_rehearsal_brings_the_rest_back(rehearsal: Path) -> None:
     found = report(rehearsal)
     assert found["ended"] == "ran to its end"
@@ -109,7 +109,7 @@ def test_rehearsal_brings_the_rest_back(rehearsal: Path) -> None:
     assert all(row["seconds"] for row in rows if row["method"].startswith(("torch", "plain torch")))
 
 
-@pytest.mark.skipif(not (_native.emulated and HAS_TRITON), reason="a rehearsal runs the emulator and the interpreter")
+@pytest.mark.skipif(not (_library.emulated and HAS_TRITON), reason="a rehearsal runs the emulator and the interpreter")
 def test_rehearsal_report_and_logs(rehearsal: Path) -> None:
     text = (rehearsal / "report.md").read_text()
     assert "hangs: hang: hung: stopped after 2 s" in text and "about to sleep" in text

@@ -49,6 +49,8 @@ def run(
     processes = min(processes, os.cpu_count() or 1)
     paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"GLOSS_TEST_DEVICE": context.device, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):  # of a pytest that runs us
+        environment.pop(name, None)
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
         results.touch()
