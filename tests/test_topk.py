@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import BACKENDS, DTYPES, assert_no_worse, documents
+from conftest import BACKENDS, DEVICE, DTYPES, assert_no_worse, documents
 from grid import SIMULATED, grid, sizes
 from torch import Tensor
 
-from gloss_kernels import _native, cosine_topk, reference
+from gloss_kernels import _native, cosine_topk, reference, topk_statistics
 from gloss_kernels.topk import cosine_topk_op
 
 # (n, d, k): smallest sizes; k = n - 1; d = 1; odd ones; d past 1024; several tiles and row blocks, not multiples. 800
@@ -173,6 +173,8 @@ def test_hint_changes_nothing(n: int, backend: str) -> None:
     for hint in (plain.indices, noisy, noisy[:, :1], repeated):
         hinted = cosine_topk(x, k=8, hint=hint, backend=backend)
         assert torch.equal(hinted.indices, plain.indices) and torch.equal(hinted.values, plain.values)
+        if DEVICE == "cpu":  # nor do too high thresholds lose rows, which would then be searched exhaustively
+            assert topk_statistics()["recomputed_rows"] == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
