@@ -89,6 +89,8 @@ class Copy:
         failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
         if done.returncode == 1 and failed:
             return f"caught by {failed[0].partition('::')[2].partition(' - ')[0]}"
+        if done.returncode < 0 or "Fatal Python error" in done.stderr:
+            return "caught (crashes)"
         return "NOT CAUGHT" if done.returncode == 0 else f"no verdict: {done.stdout[-300:]}{done.stderr[-300:]}"
 
 

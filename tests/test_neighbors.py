@@ -260,10 +260,10 @@ MEASURE = """
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_file_of_rows_is_read_in_blocks(tmp_path: Path) -> None:
-    """24,000 rows, 47 MiB in float32: what is allocated stays at a few blocks of 1 MiB."""
+    """16,000 rows, 31 MiB in float32: what is allocated stays at a few blocks of 1 MiB."""
     files = [tmp_path / "half.npy", tmp_path / "single.npy"]
     for path, dtype in zip(files, ("float16", "float32"), strict=True):
-        np.save(path, documents(24_000, 512).numpy().astype(dtype))
+        np.save(path, documents(16_000, 512).numpy().astype(dtype))
     mebibytes = float(python(MEASURE, *map(str, files)))
     assert mebibytes < 20, f"{mebibytes} MiB allocated"
 
