@@ -179,13 +179,14 @@ def topk_calls(arch: int) -> None:
 
 def graph_calls() -> tuple[Tensor, ...]:
     """Returns a graph for the calls of the next stage."""
+    from gloss_kernels import reference
     from gloss_kernels._backends import protocol
     from gloss_kernels._backends import triton as _triton
 
     n, k = 2000, 15
     indices = (torch.arange(n)[:, None] + torch.arange(1, k + 1)) % n
     weights = torch.ones(n * k)
-    for symmetrize in ("none", "sum", "union", "mutual"):
+    for symmetrize in reference.SYMMETRIZE:
         crow, col, *origin = _triton.knn_structure(indices, symmetrize, 2 * n * k)
         values = torch.ones(int(crow[-1]))
         forward, reverse = (places[: len(values)] for places in origin)
@@ -226,6 +227,7 @@ def propagate_calls(crow: Tensor, col: Tensor, values: Tensor) -> None:
 
 
 def dense_calls() -> None:
+    from gloss_kernels import reference
     from gloss_kernels._backends import protocol
     from gloss_kernels._backends.triton import loss
 
@@ -235,7 +237,7 @@ def dense_calls() -> None:
     before, loss.cholesky = loss.cholesky, lambda system: torch.eye(n, dtype=system.dtype)
     try:
         for alpha, normalization in ((None, "row"), (None, "published"), (0.5, "symmetric")):
-            for target in ("nll", "published"):
+            for target in reference.TARGETS:
                 for weight in (None, torch.ones(4, dtype=torch.float64)):
                     batch = protocol.Batch(x, sigma, labels, y, y == 0, weight, 4, alpha, normalization, target, 0.01)
                     loss.dense_loss(batch, True)

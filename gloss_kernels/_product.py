@@ -13,6 +13,6 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     are the process's, so another one, set here for the time of a product, would reach the products of other threads.
     float64 is what neither they nor autocast touch, under torch.compile too. It costs up to twice the time on a CPU
     and next to nothing on a GPU with float64 tensor cores; where that counts the native core has a product of its own
-    (csrc/dense/product_simd.cpp).
+    (csrc/loss/product_simd.cpp).
     """
     return (a.double() @ b.double()).to(a.dtype)

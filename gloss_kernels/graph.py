@@ -29,6 +29,15 @@ class SimilarityGraph(NamedTuple):
         col_indices: int64 [nnz].
         values: float32 or float64 [nnz], not negative; may carry a gradient.
         symmetric: whether entry (j, i) equals entry (i, j). Propagation needs it.
+
+    Example:
+        >>> import torch
+        >>> from gloss_kernels import similarity_graph
+        >>> graph = similarity_graph(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 1)
+        >>> graph.num_nodes, graph.num_edges
+        (3, 4)
+        >>> graph.edge_index.tolist()
+        [[1, 0, 2, 1], [0, 1, 1, 2]]
     """
 
     crow_indices: Tensor
@@ -68,7 +77,7 @@ class SimilarityGraph(NamedTuple):
         return torch.sparse_csr_tensor(self.crow_indices, self.col_indices, self.values, (n, n), check_invariants=True)
 
     def to_scipy(self) -> Any:
-        """As scipy.sparse.csr_array [n, n] (a copy on the CPU, without gradient)."""
+        """As scipy.sparse.csr_array [n, n] (a copy on the CPU, without gradient). ImportError without scipy."""
         from scipy.sparse import csr_array
 
         crow, col, values = (x.detach().cpu().numpy() for x in (self.crow_indices, self.col_indices, self.values))
@@ -76,7 +85,11 @@ class SimilarityGraph(NamedTuple):
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> SimilarityGraph:
-        """From any scipy.sparse matrix [n, n] of weights >= 0; repeated entries are added, self edges dropped."""
+        """From any scipy.sparse matrix [n, n] of weights >= 0; repeated entries are added, self edges dropped.
+
+        Raises:
+            TypeError, ValueError: not a scipy.sparse matrix, not square, or a weight that is negative, NaN or Inf.
+        """
         if not hasattr(matrix, "tocoo"):
             raise TypeError(f"matrix must be a scipy.sparse matrix, got {type(matrix).__name__}")
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
@@ -103,7 +116,11 @@ class SimilarityGraph(NamedTuple):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SimilarityGraph:
-        """Reads what :meth:`save` wrote, and checks it."""
+        """Reads what :meth:`save` wrote, and checks it.
+
+        Raises:
+            ValueError: naming the path, where the file is damaged or foreign.
+        """
         try:
             with np.load(path, allow_pickle=False) as file:
                 crow, col, values = (torch.as_tensor(file[name]) for name in cls._fields[:3])
@@ -181,13 +198,34 @@ def similarity_graph(
         n_neighbors: 1 to n - 1.
         sigma: > 0, or a tensor: 0-dim (learnable), or [n], a scale for each document: W_ij = exp((c_ij - 1) /
             (sigma_i sigma_j)) (self-tuning, see :func:`gloss_kernels.sigma.sigma_self_tuning`).
-        symmetrize: "sum" W + W^T, "union" max(W, W^T), "mutual" min(W, W^T), None directed.
+        symmetrize: how W becomes undirected: "sum" W + W^T, "union" max(W, W^T), "mutual" min(W, W^T); None leaves it
+            directed. reference.SYMMETRIZE is the table of them.
         neighbors: a TopK of these embeddings found earlier (by NeighborIndex for instance): the search is left out, its
             indices are used, and its values are the cosines, carrying their gradient.
         backend: as for :func:`cosine_topk`.
 
+    Shapes: embeddings [n, d] -> crow_indices [n + 1], col_indices and values [nnz], nnz at most 2 n k.
+
     Returns:
-        SimilarityGraph with float32 values (float64 for float64 input).
+        SimilarityGraph with float32 values (float64 for float64 input). On a GPU its size is read from the device, so
+        this function waits, and cannot be captured in a CUDA graph (:class:`GLoss` can).
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Source: G-Loss, eq. 1. Self-tuning scales: Zelnik-Manor and Perona 2004.
+
+    Example:
+        >>> import torch
+        >>> from gloss_kernels import similarity_graph
+        >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]], requires_grad=True)
+        >>> sigma = torch.tensor(0.5, requires_grad=True)
+        >>> graph = similarity_graph(x, 1, sigma=sigma, symmetrize="union")
+        >>> graph.to_sparse_csr().shape
+        torch.Size([3, 3])
+        >>> graph.values.sum().backward()
+        >>> x.grad.shape, sigma.grad.shape
+        (torch.Size([3, 2]), torch.Size([]))
     """
     _checks.matrix("embeddings", embeddings)
     _checks.choice("symmetrize", symmetrize, SYMMETRIZE)

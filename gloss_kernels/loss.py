@@ -24,6 +24,9 @@ class GLoss(nn.Module):
         gloss = GLoss(num_classes, sigma=0.5)
         loss = (1 - lam) * F.cross_entropy(head(z), y) + lam * gloss(z, y)
 
+    "published" as a value of ``normalization`` and ``target`` is what the published *code* computes; the paper's
+    equation is normalization="row". :meth:`GLoss.paper` is the whole of the published recipe.
+
     Args:
         num_classes: C.
         n_neighbors: None joins every pair (dense graph, Cholesky solve); k joins each document to its k nearest
@@ -33,8 +36,8 @@ class GLoss(nn.Module):
         labeled_fraction: share of the labelled documents that keep their label, ceil(m * fraction) of m.
         normalization: "row" (the paper's equation) or "published" (what its published code computes).
         alpha: None for the harmonic solution, or label spreading with this alpha in (0, 1).
-        target: "nll" -log((1 - s) p_y + s / C) with s = 0.01; "published" cross entropy with p used as
-            logits (the published code).
+        target: what a hidden document is scored by: "nll" -log((1 - s) p_y + s / C) with s = 0.01; "published" cross
+            entropy with p used as logits (the published code). reference.TARGETS is the table of them.
         class_weight: float [C] as in torch.nn.CrossEntropyLoss: the mean is weighted.
         ignore_index: label of documents without one. They take part in the graph and are never scored.
         tol, max_iter: of the sparse solve, see :func:`propagate_labels`.
@@ -45,6 +48,25 @@ class GLoss(nn.Module):
     float64 embeddings). Under autocast the inputs are cast once and the loss is float32.
 
     ``last`` is the :class:`Propagation` of the latest call, without gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument. A label that is no class raises on the CPU, compiled or not; on a
+            GPU its row and the loss become NaN, and GLOSS_KERNELS_CHECK=1 raises.
+
+    Warns:
+        UserWarning: the sparse solve did not converge, see :func:`propagate_labels`.
+
+    Example:
+        >>> import torch
+        >>> from gloss_kernels import GLoss
+        >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.1, 0.9], [0.0, 1.0]], requires_grad=True)
+        >>> gloss = GLoss(2, sigma=0.5)
+        >>> loss = gloss(x, torch.tensor([0, 0, 1, 1]), hide_mask=torch.tensor([False, True, True, False]))
+        >>> loss.backward()
+        >>> x.grad.shape
+        torch.Size([4, 2])
+        >>> gloss.last.probabilities.argmax(dim=1).tolist()
+        [0, 0, 1, 1]
     """
 
     class_weight: Tensor | None
@@ -97,7 +119,15 @@ class GLoss(nn.Module):
         labeled_fraction: float = 0.7,
         class_weight: Tensor | None = None,
     ) -> GLoss:
-        """The published code, number for number: dense graph, its normalisation, probabilities used as logits."""
+        """The published code, number for number: dense graph, its normalisation, probabilities used as logits.
+
+        Args: as for :class:`GLoss`. The paper's equation is GLoss with its defaults.
+
+        Example:
+            >>> from gloss_kernels import GLoss
+            >>> GLoss.paper(8, sigma="root").options.target
+            'published'
+        """
         return cls(
             num_classes,
             sigma=sigma,
@@ -108,7 +138,16 @@ class GLoss(nn.Module):
         )
 
     def forward(self, embeddings: Tensor, labels: Tensor, hide_mask: Tensor | None = None) -> Tensor:
-        """The loss of one batch; hide_mask bool [n] names the hidden documents, else they are drawn."""
+        """The loss of one batch.
+
+        Args:
+            embeddings: [n, d] float64, float32, float16 or bfloat16.
+            labels: int64 [n], 0..C - 1, ignore_index where there is none.
+            hide_mask: bool [n], the hidden documents; None: they are drawn.
+
+        Returns:
+            A scalar; a zero that keeps the autograd graph where no hidden document has a label.
+        """
         _check_batch(embeddings, labels)
         if hide_mask is None:
             known = labels != self.options.ignore_index
@@ -145,7 +184,18 @@ def g_loss(
     generator: torch.Generator | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Functional form of :class:`GLoss`, same arguments, same scalar.
+    """Functional form of :class:`GLoss`, same arguments, same scalar, errors and warnings.
+
+    Args:
+        embeddings, labels, hide_mask: as for :meth:`GLoss.forward`.
+        num_classes, n_neighbors, ...: as for :class:`GLoss`.
+
+    Shapes: embeddings [n, d], labels [n], hide_mask [n] or None -> scalar.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Source: G-Loss, arXiv 2604.25853.
 
     Equivalent torch for a dense graph, normalization="row", hidden documents U and the others L::
 
@@ -153,6 +203,13 @@ def g_loss(
         A = torch.exp((u @ u.T - 1) / sigma**2).fill_diagonal_(0)
         P = torch.linalg.solve(torch.diag(A.sum(1))[U][:, U] - A[U][:, U], A[U][:, L] @ F.one_hot(y[L]).float())
         loss = -torch.log(0.99 * P[range(len(U)), y[U]] + 0.01 / C).mean()
+
+    Example:
+        >>> import torch
+        >>> from gloss_kernels import g_loss
+        >>> x, y = torch.randn(32, 8), torch.arange(32) % 4
+        >>> g_loss(x, y, 4, n_neighbors=5).shape
+        torch.Size([])
     """
     module = GLoss(
         num_classes, n_neighbors=n_neighbors, sigma=sigma, labeled_fraction=labeled_fraction,

@@ -83,9 +83,28 @@ def propagate_labels(
     room for ``max_iter`` iterations of every attempt, so a ``max_iter`` near what is needed makes it short; a replay
     does not warn, so look at ``residual``.
 
+    Shapes: graph of n nodes, labels [n] -> probabilities [n, C], iterations [], residual [], reachable [n].
+
     Raises:
-        TypeError, ValueError: naming the argument. Of tensors on a GPU, numbers that are wrong (columns outside the
-            graph, negative weights) stop the device instead; GLOSS_KERNELS_CHECK=1 waits for it and raises.
+        TypeError, ValueError: naming the argument. A label that is no class raises on the CPU; on a GPU its row becomes
+            NaN. A graph on a GPU that is malformed (columns outside it, negative weights) stops the device by an
+            assertion. GLOSS_KERNELS_CHECK=1 waits and raises for both.
+
+    Warns:
+        UserWarning: a solve, forward or backward, did not converge. Of a solve on a GPU it comes with a later call.
+
+    Source: Zhu, Ghahramani, Lafferty 2003 (harmonic); Zhou et al. 2004 (label spreading); docs/architecture.md,
+    section 2.
+
+    Example:
+        >>> import torch
+        >>> from gloss_kernels import propagate_labels, similarity_graph
+        >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.1, 0.9], [0.0, 1.0]])
+        >>> result = propagate_labels(similarity_graph(x, 2), torch.tensor([0, -1, -1, 1]))
+        >>> result.probabilities.argmax(dim=1).tolist()
+        [0, 0, 1, 1]
+        >>> bool(result.reachable.all())
+        True
     """
     check_graph("graph", graph)
     if not graph.symmetric:
@@ -109,7 +128,6 @@ def propagate_labels(
         backend=_backends.resolve(backend, graph.values.device),
     )  # fmt: skip
     return found._replace(probabilities=mark_wrong(found.probabilities, labels))
-    return mark_wrong(found, labels)
 
 
 def _check_prior(prior: Tensor | None, num_classes: int, like: Tensor) -> Tensor:

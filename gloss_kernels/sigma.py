@@ -1,6 +1,7 @@
 """Heuristics for sigma, the width of the Gaussian weights exp(-|u_i - u_j|^2 / (2 sigma^2)) on unit rows.
 
-All take the embeddings without gradient and return tensors, so that they can run inside a compiled step.
+All take the embeddings without gradient and return tensors, so that they can run inside a compiled step. ``GLoss``
+takes them by name: "root", "mst", "self-tuning".
 """
 
 from __future__ import annotations
@@ -30,7 +31,24 @@ def estimate_sigma(how: str, embeddings: Tensor, labels: Tensor | None = None) -
 
 
 def sigma_root(embeddings: Tensor) -> Tensor:
-    """sqrt(median distance / 3), 0-dim; distances |u_i - u_j| between unit rows, i != j (published G-Loss code)."""
+    """sqrt(median distance / 3); distances |u_i - u_j| between unit rows, i != j.
+
+    Args:
+        embeddings: [n, d], of which at most 2048 rows are looked at.
+
+    Shapes: [n, d] -> [].
+
+    Raises:
+        TypeError, ValueError: embeddings that are no matrix of a floating dtype.
+
+    Source: the published G-Loss code.
+
+    Example:
+        >>> import torch
+        >>> from gloss_kernels.sigma import sigma_root
+        >>> round(float(sigma_root(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))), 3)  # sqrt(sqrt(2) / 3)
+        0.687
+    """
     d = _distances(_sample(_checks.matrix("embeddings", embeddings)))
     upper = torch.triu_indices(len(d), len(d), offset=1, device=d.device)
     pairs = d[upper[0], upper[1]]
@@ -40,11 +58,28 @@ def sigma_root(embeddings: Tensor) -> Tensor:
 
 
 def sigma_mst(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """(smallest distance between two documents of different classes) / 3, 0-dim (published G-Loss code, "mst").
+    """(smallest distance between two documents of different classes) / 3.
 
     That distance is the first edge of a minimum spanning tree that joins two classes; a third of it leaves the other
-    class outside three standard deviations (Zhu, Ghahramani, Lafferty 2003). Documents with label -1 are not looked
-    at. Where there are not two classes: :func:`sigma_root`.
+    class outside three standard deviations. Where there are not two classes: :func:`sigma_root`.
+
+    Args:
+        embeddings: [n, d], of which at most 2048 rows are looked at.
+        labels: int64 [n]; documents with label -1 are not looked at.
+
+    Shapes: [n, d], [n] -> [].
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Source: Zhu, Ghahramani, Lafferty 2003; the published G-Loss code, "mst".
+
+    Example:
+        >>> import torch
+        >>> from gloss_kernels.sigma import sigma_mst
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> round(float(sigma_mst(x, torch.tensor([0, 1]))), 3)  # sqrt(2) / 3
+        0.471
     """
     _checks.matrix("embeddings", embeddings)
     _checks.integers("labels", labels, (len(embeddings),))
@@ -56,10 +91,27 @@ def sigma_mst(embeddings: Tensor, labels: Tensor) -> Tensor:
 
 
 def sigma_self_tuning(embeddings: Tensor, neighbor: int = 7) -> Tensor:
-    """For each document the distance to its ``neighbor``-th nearest one, [n] (Zelnik-Manor and Perona 2004).
+    """For each document the distance to its ``neighbor``-th nearest one.
 
     With it W_ij = exp(-|u_i - u_j|^2 / (2 sigma_i sigma_j)): dense regions get narrow, sparse ones wide kernels.
     Mini-batches only (n^2 distances); for a large graph take ``(2 - 2 * topk.values[:, 6]).sqrt()``.
+
+    Args:
+        embeddings: [n, d].
+        neighbor: at least 1; the last one where there are fewer.
+
+    Shapes: [n, d] -> [n].
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Source: Zelnik-Manor and Perona 2004.
+
+    Example:
+        >>> import torch
+        >>> from gloss_kernels.sigma import sigma_self_tuning
+        >>> sigma_self_tuning(torch.randn(20, 4)).shape
+        torch.Size([20])
     """
     _checks.matrix("embeddings", embeddings)
     _checks.whole_number("neighbor", neighbor, 1)

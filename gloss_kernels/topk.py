@@ -49,13 +49,28 @@ def cosine_topk(
 
     The neighbours are exact: in float64, each selected cosine is at least each unselected one minus 2e-6.
 
+    Shapes: queries [n, d], corpus [m, d] -> values [n, k], indices [n, k].
+
     Returns:
         TopK(values, indices), both [n, k], sorted by (value descending, index ascending). values are float32 (float64
         for float64 input) and differentiable: with g = dL/dvalues, dL/du_i += sum_r g_ir u_j and dL/du_j += g_ir u_i,
         then dL/dx = (I - u u^T) dL/du / |x|.
 
     Raises:
-        TypeError, ValueError: naming the argument; a row that contains NaN or Inf is named by its index.
+        TypeError, ValueError: naming the argument; a row that contains NaN or Inf is named by its index. Of rows on a
+            GPU only with GLOSS_KERNELS_CHECK=1: else such a row has NaN for values.
+        RuntimeError: a backend that was named and cannot run here.
+
+    Source: filter in 16 bit, compact, refine; docs/architecture.md, section 3.
+
+    Example:
+        >>> import torch
+        >>> from gloss_kernels import cosine_topk
+        >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+        >>> cosine_topk(x, k=1).indices.flatten().tolist()  # of each row the nearest other one
+        [1, 0, 1]
+        >>> cosine_topk(torch.tensor([[0.0, 2.0]]), x, k=2).indices.tolist()  # of a query, among the rows of x
+        [[2, 1]]
     """
     _checks.matrix("queries", queries)
     if corpus is not None:

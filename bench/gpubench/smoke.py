@@ -92,7 +92,7 @@ def search_gradient(context: Context, backend: str) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------ graph, propagation
 def graph(context: Context, backend: str) -> Iterator[Row]:
     x = rows_of(context, 2000)
-    for symmetrize in ("sum", "union", "mutual"):
+    for symmetrize in filter(None, gk.graph.SYMMETRIZE):
 
         def compare(symmetrize: str = symmetrize) -> Result:
             near = gk.cosine_topk(x.double(), k=7, backend="reference")

@@ -1,6 +1,6 @@
 // G-Loss of a mini-batch on the dense graph, forward and gradient in one go (gloss.h: cpu::dense_loss). All of it is in
 // double: n^2 numbers are few, and tight clusters that hang together by small weights make systems that float takes for
-// singular. Formulas: gloss_kernels/dense.py.
+// singular. Formulas: gloss_kernels/reference.py.
 #include <algorithm>
 #include <cmath>
 #include <limits>

@@ -1,4 +1,4 @@
-// cosine_topk on the CPU: filter (sweep), compact (candidates), refine. DESIGN.md, section 5.
+// cosine_topk on the CPU: filter (sweep), compact (candidates), refine. docs/architecture.md, section 3.
 #include <algorithm>
 #include <cstring>
 #include <numeric>

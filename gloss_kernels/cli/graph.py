@@ -18,7 +18,7 @@ from gloss_kernels.cli import files, terminal
 from gloss_kernels.cli.components import components
 from gloss_kernels.cli.errors import CommandError
 from gloss_kernels.cli.options import Help, choose_device, number, whole
-from gloss_kernels.graph import SMALLEST_SIGMA, SimilarityGraph, similarity_graph
+from gloss_kernels.graph import SMALLEST_SIGMA, SYMMETRIZE, SimilarityGraph, similarity_graph
 from gloss_kernels.neighbors import NeighborIndex
 from gloss_kernels.neighbors.structures import KINDS
 from gloss_kernels.sigma import SMALLEST, sigma_root
@@ -60,7 +60,10 @@ def add_parser(commands: Any) -> None:
     graph.add_argument("-k", "--neighbors", type=whole(1), default=15, metavar="K", help="neighbours per row")
     graph.add_argument("--sigma", type=sigma, default=0.5, help="width of the edges; or by rule: root, self-tuning")
     graph.add_argument(
-        "--symmetrize", choices=("sum", "union", "mutual"), default="sum", help="W + W', the larger, the smaller"
+        "--symmetrize",
+        choices=[how for how in SYMMETRIZE if how is not None],  # propagation needs an undirected graph
+        default="sum",
+        help="how the weights of i to j and of j to i become one edge (similarity_graph says it)",
     )
 
     search = p.add_argument_group("search")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gloss_kernels._options import NORMALIZATIONS
 from gloss_kernels.cli import files, terminal
 from gloss_kernels.cli.components import components
 from gloss_kernels.cli.errors import CommandError
@@ -43,7 +44,7 @@ def add_parser(commands: Any) -> None:
         metavar="A",
         help="label spreading with this alpha (default: the harmonic solution, which leaves given labels as they are)",
     )
-    p.add_argument("--normalization", choices=("row", "published"), default="row", help="of the harmonic solution")
+    p.add_argument("--normalization", choices=NORMALIZATIONS, default="row", help="of the harmonic solution")
     p.add_argument("--prior-strength", type=number(0), default=0.0, metavar="EPS", help="pull towards equal classes")
     p.add_argument(
         "--tol", type=number(0, closed=False), default=1e-4, help="relative residual at which the solver stops"

@@ -73,7 +73,28 @@ class CorpusGLoss(nn.Module):
     mean over the batch's documents with a label. ``last`` is the :class:`Propagation` of the latest batch.
 
     Raises:
-        TypeError, ValueError: naming the argument. RuntimeError: the bank is empty.
+        TypeError, ValueError: naming the argument.
+        RuntimeError: the bank is empty.
+
+    Warns:
+        UserWarning: the propagation over the bank did not converge, see :func:`propagate_labels`.
+
+    Source: G-Loss, arXiv 2604.25853, whose graph is that of the batch alone; a memory bank in place of a large batch:
+    Wang et al. 2020 (cross-batch memory).
+
+    Example:
+        >>> import torch
+        >>> from gloss_kernels import CorpusGLoss
+        >>> x, y = torch.randn(50, 8), torch.arange(50) % 3
+        >>> gloss = CorpusGLoss(y, dim=8, n_neighbors=5)
+        >>> gloss.refresh(x)
+        >>> ids = torch.tensor([3, 14, 15])
+        >>> z = x[ids].requires_grad_()
+        >>> gloss(z, ids).backward()
+        >>> z.grad.shape
+        torch.Size([3, 8])
+        >>> gloss.predict(torch.randn(2, 8)).probabilities.shape
+        torch.Size([2, 3])
     """
 
     class_weight: Tensor | None

@@ -20,6 +20,7 @@ from gloss_kernels.finetune.settings import (
     LOSSES,
     MAX_LENGTH,
 )
+from gloss_kernels.sigma import HEURISTICS
 
 
 def batch_size(text: str) -> int:
@@ -29,9 +30,9 @@ def batch_size(text: str) -> int:
 
 
 def sigma(text: str) -> str:
-    if text in ("root", "mst", "self-tuning"):
+    if text in HEURISTICS:
         return text
-    return str(number(0, closed=False, words="root, mst, self-tuning")(text))
+    return str(number(0, closed=False, words=", ".join(HEURISTICS))(text))
 
 
 def add_parser(commands: Any) -> None:
@@ -84,7 +85,7 @@ def add_parser(commands: Any) -> None:
         "--sigma",
         type=sigma,
         default="0.5",
-        help="width of the Gaussian edges; or by rule: root, mst, self-tuning",
+        help=f"width of the Gaussian edges; or by rule: {', '.join(HEURISTICS)}",
     )
     loss.add_argument(
         "--labeled-fraction",

@@ -50,6 +50,15 @@ class NeighborIndex:
             Queries that are not among the rows find a little less (hnsw most: its links join the rows themselves).
         recall_k: the k it was measured at. A larger one finds a smaller share.
         recall_target: what was asked for.
+
+    Example:
+        >>> import torch
+        >>> from gloss_kernels import NeighborIndex
+        >>> index = NeighborIndex.build(torch.eye(4), kind="exact")
+        >>> len(index), index.kind, index.recall
+        (4, 'exact', 1.0)
+        >>> index.search(torch.tensor([[0.0, 0.0, 3.0, 1.0]]), 2).indices.tolist()
+        [[2, 3]]
     """
 
     def __init__(self, kind: str, rows: Rows, structure: Structure | None, facts: dict[str, Any]) -> None:
@@ -83,13 +92,28 @@ class NeighborIndex:
                 reach is warned of.
             recall_k: neighbours of the measurement, cut to n - 1.
             nlist: lists of the ivf kinds, default 4 sqrt(n).
-            links: per row of hnsw, default 16. ef_construction: effort of its build, default 60.
+            links: per row of hnsw, default 16.
+            ef_construction: effort of the build of hnsw, default 60.
             memory_limit: bytes beside the rows that "auto" may plan with; default what is free.
             seed: of the training sample and the recall sample.
             progress: called with the share of rows added, 0..1; what it raises stops the build.
 
         Raises:
-            TypeError, ValueError: naming the argument. ImportError where faiss is missing.
+            TypeError, ValueError: naming the argument.
+            ImportError: faiss is missing (no kind but "exact" does without).
+
+        Warns:
+            UserWarning: recall_target is out of reach at the largest search effort.
+
+        Source: FAISS, whose structures these are.
+
+        Example:
+            >>> import torch
+            >>> from gloss_kernels import NeighborIndex
+            >>> print(NeighborIndex.build(torch.randn(100, 8), kind="exact").describe())
+            exact: 100 rows, 8 columns
+            chosen: asked for
+            recall: 1, exact by construction
         """
         x, mapped = matrix("embeddings", embeddings)
         if len(x) == 0:
@@ -174,7 +198,18 @@ class NeighborIndex:
 
     # ------------------------------------------------------------------------------------------- search
     def search(self, queries: Any, k: int) -> TopK:
-        """The k nearest rows of the index for each query [m, d]: values float32 cosines and indices int64, [m, k]."""
+        """The k nearest rows of the index for each query.
+
+        Args:
+            queries: [m, d] torch tensor, numpy array or numpy.memmap, on the device of the index.
+            k: 1 to the number of rows.
+
+        Returns:
+            TopK: values float32 cosines and indices int64, both [m, k].
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
         x, _ = matrix("queries", queries, self.dim)
         if x.device != self._rows.device:
             raise ValueError(f"queries must be on {self._rows.device} as the index, got {x.device}")
@@ -195,6 +230,14 @@ class NeighborIndex:
 
         Raises:
             ValueError: k, or a checkpoint of another index or k.
+
+        Example:
+            >>> import torch
+            >>> from gloss_kernels import NeighborIndex, similarity_graph
+            >>> x = torch.randn(50, 8)
+            >>> neighbors = NeighborIndex.build(x, kind="exact").knn(5)
+            >>> similarity_graph(x, 5, neighbors=neighbors).num_nodes
+            50
         """
         self._check_k(k, len(self) - 1, "itself left out")
         folder = None if checkpoint is None else Path(checkpoint)
