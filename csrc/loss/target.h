@@ -19,18 +19,23 @@ template <class P>
 GLOSS_HOST_DEVICE inline double target_loss(Target target, double smoothing, int64_t classes, int64_t y, const P& p,
                                             double weight, double* grad) {
   const double p_y = p(y);
-  if (target == Target::published) {
-    double sum = 0;
-    for (int64_t c = 0; c < classes; ++c) sum += exp(p(c));
-    if (grad) {
-      for (int64_t c = 0; c < classes; ++c) grad[c] += weight * exp(p(c)) / sum;
-      grad[y] -= weight;
+  switch (target) {  // a target without a case is a warning of the compiler, and NaN
+    case Target::nll: {
+      const double q = (1 - smoothing) * (p_y < 0 ? 0.0 : p_y) + smoothing / double(classes);  // a solve may give -1e-17
+      if (grad) grad[y] -= weight * (1 - smoothing) / q;
+      return -log(q);
     }
-    return log(sum) - p_y;
+    case Target::published: {
+      double sum = 0;
+      for (int64_t c = 0; c < classes; ++c) sum += exp(p(c));
+      if (grad) {
+        for (int64_t c = 0; c < classes; ++c) grad[c] += weight * exp(p(c)) / sum;
+        grad[y] -= weight;
+      }
+      return log(sum) - p_y;
+    }
   }
-  const double q = (1 - smoothing) * (p_y < 0 ? 0.0 : p_y) + smoothing / double(classes);  // a solve may give -1e-17
-  if (grad) grad[y] -= weight * (1 - smoothing) / q;
-  return -log(q);
+  return NAN;
 }
 
 }  // namespace gloss
