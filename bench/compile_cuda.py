@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ def kernels(archs: list[int]) -> Iterator[Kernel]:
     assert nvcc, "no nvcc on PATH"
     tool = disassembler()
     assert tool, "no cuobjdump"
-    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor() as pool:
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(compile_one, nvcc, s, arch, Path(folder)) for arch in archs for s in SOURCES]
         for job in jobs:
             found, cubin = job.result()
@@ -36,7 +37,8 @@ def kernels(archs: list[int]) -> Iterator[Kernel]:
 
 def compile_one(nvcc: str, source: Path, arch: int, folder: Path) -> tuple[list[Kernel], Path]:
     cubin = folder / f"{source.parent.name}_{source.stem}_{arch}.cubin"
-    command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", f"-arch=sm_{arch}", "-Xptxas", "-v", "-cubin"]
+    code = f"--generate-code=arch=compute_80,code=sm_{arch}"  # as CMakeLists.txt does
+    command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", code, "-Xptxas", "-v", "-cubin"]
     done = subprocess.run([*command, "-o", str(cubin), str(source)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{source.relative_to(ROOT)} does not compile for sm_{arch}:\n{done.stderr}")

@@ -148,3 +148,36 @@ def test_cuda_kernel_without_a_driver_says_so() -> None:
         size = {"n": 4, "cols": 4, "is_double": False}
         library.core.cuda.dense_unit_rows(**size, x=0, unit=0, inverse_norms=0, device=0, stream=0)
     assert "built for" in available_backends()["cuda"].detail
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs CMake")
+@pytest.mark.parametrize(
+    ("shown", "version", "expected"),
+    [
+        (None, "13.0", "80;90;100"),
+        (None, "12.4", "80;90"),
+        ("printf '9.0\\n8.0\\n9.0\\n'", "13.0", "80;90"),
+        ("printf '12.0\\n10.0\\n'", "13.0", "100;120"),
+        ("printf '7.5\\n8.6\\n'", "13.0", "86"),
+        ("printf '12.0\\n'", "12.4", "80;90"),  # a GPU that this nvcc does not know
+        ("echo 'No devices were found'; exit 6", "13.0", "80;90;100"),
+        ("echo '[N/A]'", "12.8", "80;90;100"),
+    ],
+)
+def test_default_cuda_architectures(tmp_path: Path, shown: str | None, version: str, expected: str) -> None:
+    known = [80, 86, 89, 90] + [100, 120] * (version != "12.4")
+    programs = {"nvcc": "\n".join(f"echo compute_{one}" for one in known), "nvidia-smi": shown}
+    for name, does in programs.items():
+        if does is not None:
+            (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+            (tmp_path / name).chmod(0o755)
+    if shown is None and shutil.which("nvidia-smi"):
+        pytest.skip("there is an nvidia-smi here")
+    script = tmp_path / "script.cmake"
+    script.write_text(
+        f"include({ROOT / 'cmake/cuda_architectures.cmake'})\n"
+        f'default_cuda_architectures(found {tmp_path / "nvcc"} {version})\nmessage(STATUS "${{found}}")\n'
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["cmake", "-P", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == f"-- {expected}"
