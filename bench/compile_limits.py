@@ -41,16 +41,19 @@ class Limit:
 LIMITS = {
     "cuda": {
         "sweep_kernel": Limit(255),  # one block of 256 threads a multiprocessor, half of the registers accumulators
-        "solve_kernel": Limit(64, 256),  # a block of 1,024 threads
-        "apply_kernel": Limit(64, 256),
+        "redo_kernel": Limit(128),  # two blocks of 256 threads, half of the registers accumulators
+        "lead_kernel": Limit(64),
+        "solve_kernel": Limit(128),  # one block of 512 threads in all
+        "apply_kernel": Limit(64),
         "advance_kernel": Limit(64),
-        "gradient_kernel": Limit(72, 256),
+        "gradient_kernel": Limit(72, 64),
         "refine_kernel": Limit(80),
         "compact_kernel": Limit(64),
         "pack_kernel": Limit(64),
     },
     "triton": {
         "sweep_kernel": Limit(255, 64),  # spills in its epilogue, which few tiles reach
+        "redo_kernel": Limit(128, 8),
         "multiply_kernel": Limit(128),
         "advance_kernel": Limit(128),
         "turn_kernel": Limit(64),
@@ -64,10 +67,9 @@ LIMITS = {
 }
 # Where one capability needs more than the others.
 LIMITS_ON = {
-    ("cuda", "solve_kernel", 100): Limit(64, 320),
     ("triton", "sweep_kernel", 100): Limit(255, 192),  # in the epilogue of tiles with hits; none in the main loop
 }
-OTHERS = {"cuda": Limit(255, 256), "triton": Limit(255, 64)}
+OTHERS = {"cuda": Limit(255), "triton": Limit(255, 64)}
 
 
 def problems(kernels: list[Kernel]) -> list[str]:

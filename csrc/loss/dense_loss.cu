@@ -187,7 +187,7 @@ edges_kernel(cpu::DenseProblem<T> p, bool spreading, bool normalized, Space s, T
 
 // Solves for F, scores it, and solves the adjoint: one block. `want_gradient` false: no adjoint.
 template <class T>
-__global__ void __launch_bounds__(kSolveThreads)
+__global__ void __launch_bounds__(kSolveThreads, 1)  // the only block: without the 1 ptxas spills on sm_100
 solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, bool want_gradient, Space s,
              cpu::DenseResult<T> out) {
   GLOSS_DYNAMIC_SHARED(double, panel);
