@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from conftest import DEVICE
+from conftest import DEVICE, is_interpreted
 
 SIMULATED = ("cuda", "triton") if DEVICE == "cpu" else ()  # on a GPU no case is slow
 
@@ -45,12 +45,14 @@ def grid(
     *,
     only: Callable[..., bool] = everything,
     simulated: Callable[..., bool] = everything,
+    interpreted: Callable[..., bool] = everything,
     indirect: Sequence[str] = (),
     **axes: Sequence[Any],
 ) -> pytest.MarkDecorator:
     """parametrize() over the product of the axes, one of them ``backend``, where ``only`` is true.
 
-    Of a simulated backend a pairwise cover of the cases where ``simulated`` is true; the others are marked slow.
+    Of a simulated backend a pairwise cover of the cases where ``simulated`` is true; the others are marked slow. Of
+    Triton interpreted, ten times slower again, those of them where ``interpreted`` is true.
     """
     names = [name for name in axes if name != "backend"]
     params = []
@@ -63,6 +65,8 @@ def grid(
         quick = set(cases)
         if backend in SIMULATED:
             quick = set(pairwise_cover([at for at, values in cases.items() if simulated(**values)]))
+            if is_interpreted(backend):
+                quick = {at for at in quick if interpreted(**cases[at])}
         for at, values in cases.items():
             shown = "-".join(str(value).removeprefix("torch.") for value in [*values.values(), backend])
             marks = [] if at in quick else pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import BACKENDS, DEVICE, DTYPES, assert_no_worse, documents
+from conftest import BACKENDS, DEVICE, DTYPES, assert_no_worse, documents, is_interpreted
 from grid import SIMULATED, grid, sizes
 from torch import Tensor
 
@@ -108,9 +108,12 @@ def test_all_rows_equal(n: int, backend: str) -> None:
     assert indices.tolist() == expected
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("noise", [1e-7, 1e-6, 1e-4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@grid(
+    dtype=[torch.float32, torch.float16],
+    noise=[1e-7, 1e-6, 1e-4],
+    backend=BACKENDS,
+    interpreted=lambda dtype, noise: dtype == torch.float32 and noise == 1e-6,
+)
 def test_near_duplicates_overflow_the_lists(dtype: torch.dtype, noise: float, backend: str) -> None:
     """Two clusters of rows that the filter cannot tell apart: the order is that of float64, rounded to float32."""
     generator = torch.Generator("cpu").manual_seed(3)
@@ -204,7 +207,10 @@ def test_hint_changes_nothing(n: int, backend: str) -> None:
     plain = cosine_topk(x, k=8, backend=backend)
     noisy = torch.randint(-1, n, (n, 20))
     repeated = plain.indices[:, [0] * 8 + [1]]  # counted eight times, the nearest would be the eighth
-    for hint in (plain.indices, noisy, noisy[:, :1], repeated):
+    hints = (plain.indices, noisy, noisy[:, :1], repeated)
+    if is_interpreted(backend):  # 5 s a search: the right ones among wrong ones, and what must not count twice
+        hints = (torch.cat([plain.indices, noisy], 1), repeated)
+    for hint in hints:
         hinted = cosine_topk(x, k=8, hint=hint, backend=backend)
         assert torch.equal(hinted.indices, plain.indices) and torch.equal(hinted.values, plain.values)
         if DEVICE == "cpu":  # nor do too high thresholds lose rows, which would then be searched exhaustively
@@ -258,7 +264,12 @@ def test_gradcheck(shape: tuple[int, int, int], backend: str) -> None:
         )
 
 
-@grid(shape=[(2, 3, 1), (33, 7, 32), (100, 384, 15), (517, 130, 40)], dtype=DTYPES, backend=BACKENDS)
+@grid(
+    shape=[(2, 3, 1), (33, 7, 32), (100, 384, 15), (517, 130, 40)],
+    dtype=DTYPES,
+    backend=BACKENDS,
+    interpreted=lambda shape, dtype: shape[0] <= 100 or dtype == torch.bfloat16,
+)
 def test_gradient(shape: tuple[int, int, int], dtype: torch.dtype, backend: str) -> None:
     n, d, k = shape
     x = documents(n, d, dtype).requires_grad_()
