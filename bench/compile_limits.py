@@ -67,6 +67,7 @@ LIMITS = {
 }
 # Where one capability needs more than the others.
 LIMITS_ON = {
+    ("cuda", "weights_kernel", 100): Limit(64, 16),  # around the exponential, once per row of a mini-batch
     ("triton", "sweep_kernel", 100): Limit(255, 192),  # in the epilogue of tiles with hits; none in the main loop
 }
 OTHERS = {"cuda": Limit(255), "triton": Limit(255, 64)}
