@@ -64,6 +64,22 @@ def compact_kernel(value_ptr, other_ptr, count_ptr, threshold_ptr, residual_ptr,
     tl.store(count_ptr + position, tl.where(works, tl.sum(keep.to(tl.int32), 1), counted), inside)
 
 
+@triton.jit
+def products(query_ptr, row, norm, use_row, query_stride, corpus_ptr, other, use, corpus_stride, d,
+             COLUMNS: tl.constexpr):  # fmt: skip
+    """In float64, of the queries ``row`` [R] times ``norm`` with the corpus rows ``other`` [R, G]; of others 0. [R, G]"""
+    query = query_ptr + row.to(tl.int64) * query_stride
+    corpus = corpus_ptr + other.to(tl.int64) * corpus_stride
+    product = tl.zeros(other.shape, tl.float64)
+    for start in range(0, d, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        in_row = column < d
+        x = tl.load(query[:, None] + column[None, :], use_row[:, None] & in_row[None, :], 0.0).to(tl.float64)
+        y = tl.load(corpus[:, :, None] + column[None, None, :], use[:, :, None] & in_row[None, None, :], 0.0)
+        product += tl.sum((x * norm[:, None])[:, None, :] * y.to(tl.float64), 2)
+    return product
+
+
 @jit(run_time=("padded",))
 def score_kernel(query_ptr, query_norm_ptr, corpus_ptr, corpus_norm_ptr, ids_ptr, source_ptr, value_ptr, other_ptr,
                  count_ptr, padded, d, query_stride, corpus_stride, CAPACITY: tl.constexpr, ROWS: tl.constexpr,
@@ -75,20 +91,14 @@ def score_kernel(query_ptr, query_norm_ptr, corpus_ptr, corpus_norm_ptr, ids_ptr
     source = tl.load(source_ptr + position, inside, 0).to(tl.int64)
     count = tl.load(count_ptr + source, inside, 0)
     norm = tl.load(query_norm_ptr + row, inside, 0.0)
-    query = query_ptr + row.to(tl.int64) * query_stride
     for first in range(0, tl.max(count), GROUP):
         entry = first + tl.arange(0, GROUP)
         read = entry[None, :] < count[:, None]
         other = tl.load(other_ptr + source[:, None] * CAPACITY + entry[None, :], read, -1)
         read &= other >= 0
-        corpus = corpus_ptr + other.to(tl.int64) * corpus_stride
-        product = tl.zeros([ROWS, GROUP], tl.float64)
-        for start in range(0, d, COLUMNS):
-            column = start + tl.arange(0, COLUMNS)
-            use = column < d
-            x = tl.load(query[:, None] + column[None, :], inside[:, None] & use[None, :], 0.0).to(tl.float64)
-            y = tl.load(corpus[:, :, None] + column[None, None, :], read[:, :, None] & use[None, None, :], 0.0)
-            product += tl.sum((x * norm[:, None])[:, None, :] * y.to(tl.float64), 2)
+        product = products(
+            query_ptr, row, norm, inside, query_stride, corpus_ptr, other, read, corpus_stride, d, COLUMNS
+        )
         cosine = (product * tl.load(corpus_norm_ptr + other, read, 0.0)).to(tl.float32)
         tl.store(value_ptr + position.to(tl.int64)[:, None] * CAPACITY + entry[None, :], cosine, read)
 

@@ -1,8 +1,10 @@
 """Rows whose lists lost entries, against the whole corpus: ties and near ties without number, and rows of zeros.
 
 Only the device knows how many they are: a fixed number of programs shares out items, a group of rows and a part of the
-corpus each. An item keeps its rows' best order keys in registers; keys have no ties, so any number of equal values
-fits.
+corpus each. An item keeps its rows' best order keys in registers, made of cosines in float64; keys have no ties, so any
+number of equal values fits. Every product is made in float32 first, of rows scaled by powers of two, and again in
+float64 only where a bound of its error lets it belong to the best: those found so far in any part of the corpus, or
+before that in the list that lost entries. More near ties cost time but no memory.
 Identical rows, copies of an empty document say, are searched once: they find each other by a hash table.
 """
 
@@ -14,13 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .._launch import INTERPRETED, cdiv, jit, launch, power_of_two, rows_a_program
-from .lists import NOBODY, order_key
+from .lists import NOBODY, order_key, products
 from .pack import Packed, Rows
 from .sweep import Lists
 
-GROUP = 16  # rows that share a read of the corpus
 PROGRAMS = 2 if INTERPRETED else 512
-SLACK = 8  # best in float32 beside the k wanted: float64 decides between them
 
 
 @triton.jit
@@ -78,11 +78,82 @@ def leader_kernel(x_ptr, ids_ptr, count_ptr, slot_ptr, smallest_ptr, source_ptr,
     tl.store(source_ptr + position, source, position < padded)
 
 
+@triton.jit
+def power_of(inverse_norm):
+    """A power of two in two float32 factors, neither of which leaves their range, and what is left: 1 to 2. 0 for 0."""
+    bits = inverse_norm.to(tl.int64, bitcast=True)
+    exponent = (bits >> 52).to(tl.int32) - 1023
+    half = exponent >> 1
+    has_direction = inverse_norm > 0
+    first = tl.where(has_direction, ((half + 127) << 23).to(tl.float32, bitcast=True), 0.0)
+    second = ((exponent - half + 127) << 23).to(tl.float32, bitcast=True)
+    rest = ((bits & 0x000FFFFFFFFFFFFF) | 0x3FF0000000000000).to(tl.float64, bitcast=True).to(tl.float32)
+    return first, tl.where(has_direction, second, 0.0), tl.where(has_direction, rest, 0.0)
+
+
+@triton.jit
+def merged(best, keys):
+    """The best keys of either, as many as there are in ``best``: the first of the new ones takes the place of the last of
+    the best, until it stands behind it. [R, K], [R, any]"""
+    while tl.max((tl.min(keys, 1) < tl.max(best, 1)).to(tl.int32)) > 0:
+        first, last = tl.min(keys, 1)[:, None], tl.max(best, 1)[:, None]
+        better = first < last
+        best = tl.where(better & (best == last), first, best)
+        keys = tl.where(better & (keys == first), NOBODY, keys)
+    return best
+
+
+@triton.jit
+def no_keys(ROWS: tl.constexpr, CHOSEN: tl.constexpr):
+    """Places that are not taken hold keys after all others, each its own."""
+    return NOBODY - 1 - tl.arange(0, CHOSEN).to(tl.int64)[None, :] + tl.zeros([ROWS, CHOSEN], tl.int64)
+
+
+@triton.jit
+def order_keys(query_ptr, row, factor, query_stride, corpus_ptr, corpus_norm_ptr, corpus_stride, other, wanted, d,
+               COLUMNS: tl.constexpr):  # fmt: skip
+    """Those of the float64 cosines, rounded once, with the corpus rows ``other``. [R, G]"""
+    of_other = tl.load(corpus_norm_ptr + other, wanted, 0.0)
+    product = products(query_ptr, row, factor, factor > 0, query_stride, corpus_ptr, other,
+                       wanted & (of_other > 0), corpus_stride, d, COLUMNS)  # fmt: skip
+    return tl.where(wanted, order_key((product * of_other).to(tl.float32), other), NOBODY)
+
+
+@jit(run_time=("programs",))
+def bound_kernel(query_ptr, query_norm_ptr, corpus_ptr, corpus_norm_ptr, ids_ptr, found_ptr, places_ptr, other_ptr,
+                 count_ptr, bound_ptr, d, query_stride, corpus_stride, programs, CAPACITY: tl.constexpr,
+                 ROWS: tl.constexpr, CHOSEN: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """bound [place] <- a key that the CHOSEN best stand before: the best of the entries that the list still holds do."""
+    found = tl.load(found_ptr)
+    for item in range(tl.program_id(0), (found + ROWS - 1) // ROWS, programs):
+        place = item * ROWS + tl.arange(0, ROWS)
+        inside = place < found
+        position = tl.load(places_ptr + place, inside, 0)
+        row = tl.load(ids_ptr + position, inside, 0)
+        norm = tl.load(query_norm_ptr + row, inside, 0.0)
+        factor = tl.where(norm == norm, norm, 0.0)
+        count = tl.minimum(tl.load(count_ptr + position, inside, 0), CAPACITY)
+        best = no_keys(ROWS, CHOSEN)
+        for first in range(0, tl.max(count), GROUP):
+            entry = first + tl.arange(0, GROUP)
+            wanted = entry[None, :] < count[:, None]
+            other = tl.load(other_ptr + position.to(tl.int64)[:, None] * CAPACITY + entry[None, :], wanted, -1)
+            keys = order_keys(query_ptr, row, factor, query_stride, corpus_ptr, corpus_norm_ptr, corpus_stride, other,
+                              wanted & (other >= 0), d, COLUMNS)  # fmt: skip
+            best = merged(best, keys)
+        tl.store(bound_ptr + place, tl.max(best, 1) + 1, inside)
+
+
 @jit(run_time=("m", "programs"))
 def redo_kernel(query_ptr, query_norm_ptr, corpus_ptr, corpus_norm_ptr, ids_ptr, found_ptr, places_ptr, other_ptr,
-                count_ptr, m, d, query_stride, corpus_stride, programs, CAPACITY: tl.constexpr, ROWS: tl.constexpr,
-                CHOSEN: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
-    """Writes the CHOSEN best of each of CAPACITY / CHOSEN parts of the corpus into the list of every place."""
+                count_ptr, bound_ptr, slack, m, d, query_stride, corpus_stride, programs, CAPACITY: tl.constexpr,
+                ROWS: tl.constexpr, OTHERS: tl.constexpr, CHOSEN: tl.constexpr, GROUP: tl.constexpr,
+                COLUMNS: tl.constexpr):  # fmt: skip
+    """Writes the CHOSEN best of each of CAPACITY / CHOSEN parts of the corpus into the list of every place.
+
+    slack: what a product in float32 may be too small by. Of a tile, the columns in which some row has a product that by
+    this may belong to its best are made again in float64, GROUP at a time.
+    """
     PARTS: tl.constexpr = CAPACITY // CHOSEN
     found = tl.load(found_ptr)
     for item in range(tl.program_id(0), (found + ROWS - 1) // ROWS * PARTS, programs):
@@ -93,44 +164,66 @@ def redo_kernel(query_ptr, query_norm_ptr, corpus_ptr, corpus_norm_ptr, ids_ptr,
         row = tl.load(ids_ptr + position, inside, 0)
         norm = tl.load(query_norm_ptr + row, inside, 0.0)
         factor = tl.where(norm == norm, norm, 0.0)  # a row that is not finite: cosine 0, the result is NaN in the end
+        row_first, row_second, row_rest = power_of(factor)
         x_at = query_ptr + row.to(tl.int64) * query_stride
-        # Places not yet taken hold keys after all others, each its own.
-        best = NOBODY - tl.arange(0, CHOSEN).to(tl.int64)[None, :] + tl.zeros([ROWS, CHOSEN], tl.int64)
+        best = no_keys(ROWS, CHOSEN)
+        bound = tl.where(inside, NOBODY, -NOBODY)
         size = (m + PARTS - 1) // PARTS
         end = tl.minimum(part * size + size, m)
-        for start in range(part * size, end, CHOSEN):
-            other = start + tl.arange(0, CHOSEN)
+        for start in range(part * size, end, OTHERS):
+            bound = tl.minimum(bound, tl.load(bound_ptr + place, inside, -NOBODY, volatile=True))
+            other = start + tl.arange(0, OTHERS)
             real = other < end
             of_other = tl.load(corpus_norm_ptr + other, real, 0.0)
             finite = of_other == of_other
+            first_power, second_power, rest = power_of(tl.where(finite, of_other, 0.0))
             y_at = corpus_ptr + other.to(tl.int64) * corpus_stride
-            product = tl.zeros([ROWS, CHOSEN], tl.float32)
+            product = tl.zeros([ROWS, OTHERS], tl.float32)
             for first in range(0, d, COLUMNS):
                 column = first + tl.arange(0, COLUMNS)
                 use = column < d
-                x = tl.load(x_at[:, None] + column[None, :], (inside & (norm == norm))[:, None] & use[None, :], 0.0)
-                y = tl.load(y_at[None, :] + column[:, None], (real & finite)[None, :] & use[:, None], 0.0)
-                x = (x.to(tl.float64) * factor[:, None]).to(tl.float32)
-                y = (y.to(tl.float64) * tl.where(finite, of_other, 0.0)[None, :]).to(tl.float32)
+                x = tl.load(x_at[:, None] + column[None, :], (factor > 0)[:, None] & use[None, :], 0.0)
+                y = tl.load(y_at[None, :] + column[:, None], (rest > 0)[None, :] & use[:, None], 0.0)
+                x = x.to(tl.float32) * row_first[:, None] * row_second[:, None]
+                y = y.to(tl.float32) * first_power[None, :] * second_power[None, :]
                 product = tl.dot(x, y, product, input_precision="ieee")
-            index = tl.broadcast_to(other.to(tl.int32)[None, :], [ROWS, CHOSEN])
-            keys = order_key(tl.where(finite[None, :], product, -2.0), index)
-            keys = tl.where((inside[:, None] & real[None, :]), keys, NOBODY)
-            # The best of the new keys takes the place of the last of the best, until none is better.
-            while tl.max((tl.min(keys, 1) < tl.max(best, 1)).to(tl.int32)) > 0:
-                first_key, last_key = tl.min(keys, 1), tl.max(best, 1)
-                better = (first_key < last_key)[:, None]
-                best = tl.where(better & (best == last_key[:, None]), first_key[:, None], best)
-                keys = tl.where(better & (keys == first_key[:, None]), NOBODY, keys)
+            # With a row without a direction the cosine is 0 itself. No cosine is above 1: of rows that tie there, the
+            # indices alone tell that nobody after the best can be one of them.
+            of_pair = row_rest[:, None] * rest[None, :]
+            most = tl.minimum(product * of_pair + tl.where(of_pair > 0, slack, 0.0), 1.0)
+            most = tl.where(finite[None, :], most, -2.0)
+            survives = order_key(most, tl.broadcast_to(other.to(tl.int32)[None, :], [ROWS, OTHERS])) < bound[:, None]
+            hit = tl.max((survives & real[None, :]).to(tl.int32), 0)
+            hits = tl.sum(hit)
+            if hits > 0:
+                nth_of = tl.where(hit > 0, tl.cumsum(hit, 0) - 1, -1)
+                for next in range(0, hits, GROUP):
+                    nth = next + tl.arange(0, GROUP)
+                    chosen = tl.sum(tl.where(nth_of[None, :] == nth[:, None], tl.arange(0, OTHERS)[None, :], 0), 1)
+                    wanted = inside[:, None] & (nth < hits)[None, :]
+                    again = tl.broadcast_to((start + chosen)[None, :], [ROWS, GROUP])
+                    keys = order_keys(query_ptr, row, factor, query_stride, corpus_ptr, corpus_norm_ptr, corpus_stride,
+                                      again, wanted, d, COLUMNS)  # fmt: skip
+                    best = merged(best, keys)
+                # The bound is of use to those who work on the other parts, too.
+                bound = tl.minimum(bound, tl.max(best, 1))
+                tl.atomic_min(bound_ptr + place, bound, mask=inside, sem="relaxed")
         to = position.to(tl.int64)[:, None] * CAPACITY + (part * CHOSEN + tl.arange(0, CHOSEN))[None, :]
-        index = tl.where(best > NOBODY - CHOSEN, -1, best & 0xFFFFFFFF).to(tl.int32)
+        index = tl.where(best >= NOBODY - CHOSEN, -1, best & 0xFFFFFFFF).to(tl.int32)
         tl.store(other_ptr + to, index, inside[:, None])
         tl.store(count_ptr + position, CAPACITY, inside)
 
 
 def most_chosen(k: int) -> int:
     """Keys that an item keeps: with the row itself, which its copies must leave out."""
-    return max(power_of_two(k + 1 + SLACK), 32)
+    return max(power_of_two(k + 1), 32)
+
+
+def float32_slack(d: int) -> float:
+    """Of sums of d products that come to 1 at most, whatever their order; 8 roundings are left for the two factors, what
+    is made of them, and float64's to float32."""
+    roundings = (d + 8) * 5.97e-8  # 2^-24, and a little
+    return roundings / (1 - roundings)
 
 
 def redo(lists: Lists, queries: Rows, corpus: Rows, packed: Packed, k: int) -> tuple[Tensor, Tensor]:
@@ -152,9 +245,20 @@ def redo(lists: Lists, queries: Rows, corpus: Rows, packed: Packed, k: int) -> t
         leader_kernel, cdiv(padded, rows), x, x, packed.ids, lists.counts, slot, smallest, source, found, places,
         padded, k, d, x.stride(0), CAPACITY=capacity, ROWS=rows, COLUMNS=columns,
     )  # fmt: skip
+    chosen = most_chosen(k)
+    work = (packed.ids, found, places, lists.other, lists.counts, torch.empty_like(lists.counts, dtype=torch.int64))
+    shape = {"CHOSEN": chosen, "CAPACITY": capacity, "COLUMNS": columns if INTERPRETED else 32}
+    # So many rows that their best keys fit in registers. Interpreted, what costs is the number of operations.
+    held = rows if INTERPRETED else max(64 // chosen, 1)
     launch(
-        redo_kernel, PROGRAMS, x, x, query_norms, y, corpus_norms, packed.ids, found, places, lists.other, lists.counts,
-        len(y), d, x.stride(0), y.stride(0), PROGRAMS, CAPACITY=capacity, ROWS=GROUP * (8 if INTERPRETED else 1),
-        CHOSEN=most_chosen(k), COLUMNS=columns if INTERPRETED else 32,
+        bound_kernel, PROGRAMS, x, x, query_norms, y, corpus_norms, *work, d, x.stride(0), y.stride(0), PROGRAMS,
+        ROWS=held, GROUP=16, **shape,
+    )  # fmt: skip
+    held, others, group = 128, 256, 64
+    if not INTERPRETED:
+        held, others, group = 512 // chosen if chosen <= 128 else 1, 32 if chosen == 32 else 64, 4
+    launch(
+        redo_kernel, PROGRAMS, x, x, query_norms, y, corpus_norms, *work, float32_slack(d), len(y), d, x.stride(0),
+        y.stride(0), PROGRAMS, ROWS=held, OTHERS=others, GROUP=group, num_warps=8, **shape,
     )  # fmt: skip
     return source, found
