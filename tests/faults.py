@@ -82,6 +82,13 @@ PYTHON = [
 
 TRITON = [
     Fault(
+        "triton: float32's products decide who is redone in float64",
+        "tl.where(of_pair > 0, slack, 0.0), 1.0)",
+        "tl.where(of_pair > 0, 0.0, 0.0), 1.0)",
+        TOPK + "test_near_duplicates_overflow_the_lists",
+        "triton",
+    ),
+    Fault(
         "triton: union takes the smaller weight's gradient",
         "tl.where(own == other, 0.5, tl.where(own > other, 1.0, 0.0))",
         "tl.where(own == other, 0.5, tl.where(own <= other, 1.0, 0.0))",
@@ -210,6 +217,13 @@ CPU = [
         PROPAGATE + "test_against_reference",
         "cpu",
     ),
+    Fault(
+        "cpu: only the best approximate values are scored",
+        "if (values[c] < kth && values[c] >= bound) s.ids.push_back(indices[c]);",
+        "if (false && values[c] < kth && values[c] >= bound) s.ids.push_back(indices[c]);",
+        TOPK + "test_rounding_against_the_nearest",
+        "cpu",
+    ),
     Fault("cpu: no guard around the filter", GUARD, "return 0;", TOPK + "test_near_ties_are_told_apart"),
     Fault(
         "cpu: the guard leaves out the rounding of sums",
@@ -269,6 +283,13 @@ CPU = [
 ]
 
 CUDA = [
+    Fault(
+        "cuda: one guard where lists are compacted",
+        "kth_value(keys, kept, s.k, margin / 8, lane) - 2 * margin);",
+        "kth_value(keys, kept, s.k, margin / 8, lane) - margin);",
+        TOPK + "test_rounding_against_the_nearest",
+        "cuda",
+    ),
     Fault(
         "cuda: no barrier before a tile of the exact scores is read",
         "    __syncthreads();\n#pragma unroll\n    for (int c = 0; c < kColumns; ++c) {\n      double a[4], b[4];",

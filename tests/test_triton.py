@@ -16,7 +16,7 @@ import torch
 from conftest import DEVICE, HAS_TRITON, PYTHON, documents
 from torch import Tensor
 
-from gloss_kernels import TopK, _backends, available_backends, cosine_topk, reference, topk_statistics
+from gloss_kernels import TopK, _backends, available_backends, cosine_topk, topk_statistics
 
 if not HAS_TRITON:
     pytest.skip(available_backends()["triton"].detail, allow_module_level=True)
@@ -144,38 +144,6 @@ def test_parts_of_tiles_and_full_lists(rows: int, monkeypatch: pytest.MonkeyPatc
         assert (lost[-1].counts > 64).any() and (lost[-1].counts <= 64).any()
         expected = cosine_topk(queries, corpus, k=9, backend="cpu")
         assert torch.equal(found.indices, expected.indices) and torch.equal(found.values, expected.values)
-
-
-def test_two_guards_keep_what_rounding_hides() -> None:
-    """A query whose rounding to half precision goes along with twelve rows and against twelve others: the former are
-    nearer by 2 half steps of rounding (6e-5), their products smaller by 14. One guard below the twelfth product, 11.3,
-    would lose them; two keep them."""
-    a, b, fine = 116, 128, 256.0 / 2 ** torch.arange(2, 14, dtype=torch.float64)  # coordinates: common, rounded, fine
-    c = torch.arange(290, 310, 0.25, dtype=torch.float64)  # in half precision, times 4096: steps of 0.25
-    common = ((4096.0**2 - b * c**2 - fine.square().sum()) / a).sqrt()
-    best = (common * 8 - (common * 8).round()).abs().argmin()  # nearly no rounding there
-    half = 0.12  # of a step: what is lost to rounding
-    signs = torch.where(torch.arange(b) % 2 == 0, 1.0, -1.0).double()
-    rounded = signs * c[best] + half  # rounds to signs * c: what is lost is `half` everywhere
-    query = torch.cat([common[best].expand(a), rounded, fine])
-    along, against = torch.ones(256, dtype=torch.float64), torch.ones(256, dtype=torch.float64)
-    against[a : a + b] = -1
-    along[a + b :] = -1
-    rest = b * 2 * half - 2 * 16 * half  # times 16: what `along` is nearer by, less 2 half steps
-    for j, value in enumerate(fine.tolist()):  # from the coarse to the fine
-        if 2 * value <= rest:
-            rest -= 2 * value
-        else:
-            against[a + b + j] = -1
-    others = torch.randn(676, 256, dtype=torch.float64).sign()  # nothing is lost of rows of +-1/16
-    x = torch.cat([along.expand(12, -1), against.expand(12, -1), others]).float()
-    queries = query.expand(400, -1).float().contiguous()
-    x = x[torch.randperm(len(x))]
-    truth = reference.cosine(queries[:1], x)[0].sort(descending=True).values
-    assert 5e-5 < truth[11] - truth[12] < 7e-5 and truth[23] - truth[24] > 0.01
-    indices = cosine_topk(queries, x, k=12, backend="triton").indices
-    assert topk_statistics()["recomputed_rows"] == 0
-    assert (reference.cosine(queries, x).gather(1, indices).amin(dim=1) >= truth[11] - 2e-6).all()
 
 
 def test_gradients_of_column_slices() -> None:
