@@ -34,12 +34,12 @@ def current_report() -> Callable[[float], object] | None:
 
 
 def topk_statistics() -> dict[str, Any]:
-    """Figures of the latest ``cosine_topk`` of this thread; empty before the first. Of searches on a GPU only with
-    GLOSS_KERNELS_CHECK=1, since reading them waits for the device.
+    """Figures of the latest ``cosine_topk`` of this thread that ran on kernels (backend "reference" leaves none); empty
+    before the first. Of searches on a GPU only with GLOSS_KERNELS_CHECK=1, since reading them waits for the device.
 
-    candidates: entries that passed the 16-bit filter and were scored again in float32. recomputed_rows: rows that could
-    not be certified and were redone exactly. workspace_bytes: most memory held beside input and result. kernel: the
-    instruction set.
+    candidates: entries that passed the 16-bit filter and were scored again in float64. recomputed_rows: rows that could
+    not be certified and were redone exactly. workspace_bytes: most memory held beside input and result. kernel:
+    "cuda", "triton", or on the CPU the instruction set ("float64" for float64 input).
     """
     return dict(getattr(_local, "statistics", {}))
 
