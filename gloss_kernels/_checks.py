@@ -1,4 +1,4 @@
-"""Checks of arguments that the stages share. Every message reads "NAME must be WHAT IS WANTED, got WHAT CAME"."""
+"""Checks of arguments that the stages share. Messages read "NAME must be WHAT IS WANTED, got WHAT CAME"; rows are named."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def matrix(name: str, x: Any, *, dim: int | None = None) -> Tensor:
 
 def tensor(name: str, x: Any, shape: tuple[Any, ...], dtype: torch.dtype | None) -> Tensor:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(
+            f"{name} must be a torch.Tensor (torch.as_tensor converts numpy arrays), got {type(x).__name__}"
+        )
     if dtype is not None and x.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, got {x.dtype}")
     if tuple(x.shape) != shape:

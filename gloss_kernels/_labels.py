@@ -30,7 +30,9 @@ def _known_labels(name: str, labels: Tensor, num_classes: int, ignored: int) -> 
         return torch.where(is_ignored, -1, torch.where(wrong, WRONG, labels))
     if bool(wrong.any()):
         at = int(wrong.nonzero()[0])
-        raise ValueError(f"{name} must be 0..{num_classes - 1} or {ignored}, got {int(labels[at])} for document {at}")
+        got = int(labels[at])
+        hint = " (ignore_index names the label of documents without one)" if got == -100 else ""  # torch's default
+        raise ValueError(f"{name} must be 0..{num_classes - 1} or {ignored}, got {got} for document {at}{hint}")
     return torch.where(is_ignored, -1, labels)
 
 

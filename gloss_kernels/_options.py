@@ -22,7 +22,7 @@ class PropagateOptions(NamedTuple):
     def checked(self) -> PropagateOptions:
         alpha = self.alpha
         if alpha is not None and not 0 < _checks.number("alpha", alpha, 0) < 1:
-            raise ValueError(f"alpha must be None or a number between 0 and 1, got {alpha}")
+            raise ValueError(f"alpha must be None or a number above 0 and below 1, got {alpha}")
         _checks.choice("normalization", self.normalization, NORMALIZATIONS)
         return PropagateOptions(
             None if alpha is None else float(alpha),

@@ -262,13 +262,15 @@ def check_sigma(sigma: Any, n: int) -> float | Tensor:
         raise TypeError(f"sigma must have a floating dtype, got {sigma.dtype}")
     reads = sigma.device.type == "cpu" and not torch.compiler.is_compiling() and not _library.capturing(sigma)
     if reads and not bool((sigma > 0).all()):
-        raise ValueError("sigma must be above 0, got a number that is not")
+        raise ValueError(f"sigma must be above 0, got {float(sigma.min())}")
     return sigma
 
 
 def neighbors_of(embeddings: Tensor, n_neighbors: int, *, backend: str = "auto") -> TopK:
     """cosine_topk of the embeddings among themselves; errors speak of embeddings and n_neighbors."""
     most = len(embeddings) - 1
+    if most < 1:
+        raise ValueError(f"embeddings must have at least 2 rows, got {most + 1}")
     _checks.whole_number("n_neighbors", n_neighbors, 1)
     if n_neighbors > most:
         raise ValueError(

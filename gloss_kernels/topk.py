@@ -73,6 +73,10 @@ def cosine_topk(
         [[2, 1]]
     """
     _checks.matrix("queries", queries)
+    if isinstance(corpus, int):
+        raise TypeError(
+            f"corpus must be a torch.Tensor or None, got {corpus}: give the number of neighbours as k={corpus}"
+        )
     if corpus is not None:
         _checks.matrix("corpus", corpus, dim=queries.shape[1])
         _checks.same_device("corpus", corpus, queries)

@@ -97,7 +97,7 @@ def test_bad_arguments_are_named() -> None:
     for match, call in [
         ("^n_neighbors must be at most 9 .*, got 50", lambda: similarity_graph(x, 50)),
         ("^embeddings: row 3 contains NaN", lambda: similarity_graph(bad, 3)),
-        ("^symmetrize", lambda: similarity_graph(x, 3, symmetrize="mean")),
+        ("^symmetrize", lambda: similarity_graph(x, 3, symmetrize="no such")),
         ("^sigma", lambda: similarity_graph(x, 3, sigma=-1)),
         ("^sigma", lambda: similarity_graph(x, 3, sigma=torch.ones(4))),
     ]:

@@ -87,7 +87,7 @@ JOBS: dict[str, Callable[[str], list[Tensor]]] = {
     "published": lambda b: loss(b, normalization="published", target="published"),
     "spreading": lambda b: loss(b, alpha=0.9),
     "dense torch": torch_loss,
-    "paper torch": lambda b: torch_loss(b, normalization="published", target="published"),
+    "published torch": lambda b: torch_loss(b, normalization="published", target="published"),
     "spreading torch": lambda b: torch_loss(b, alpha=0.9),
     "sparse": lambda b: loss(b, n_neighbors=6),
     "corpus": corpus,
