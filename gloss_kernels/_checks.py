@@ -1,4 +1,4 @@
-"""Checks of arguments that the stages share. Messages read "NAME must be WHAT IS WANTED, got WHAT CAME"; rows are named."""
+"""Checks of arguments that the stages share. Messages: "NAME must be WHAT IS WANTED, got WHAT CAME"; a bad row is named."""
 
 from __future__ import annotations
 
