@@ -1,4 +1,4 @@
-"""Checks of arguments that the stages share. Messages: "NAME must be WHAT IS WANTED, got WHAT CAME"; a bad row is named."""
+"""Checks of arguments that the stages share. Messages: "NAME must be WHAT IS WANTED, got WHAT CAME", or the bad row."""
 
 from __future__ import annotations
 
