@@ -53,7 +53,8 @@ LIMITS = {
     },
     "triton": {
         "sweep_kernel": Limit(255, 64),  # spills in its epilogue, which few tiles reach
-        "redo_kernel": Limit(128, 8),
+        "redo_kernel": Limit(240),  # one block of 256 threads: products in float32 and in float64, and 512 order keys
+        "bound_kernel": Limit(128),
         "multiply_kernel": Limit(128),
         "advance_kernel": Limit(128),
         "turn_kernel": Limit(64),
