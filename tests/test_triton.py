@@ -16,7 +16,7 @@ import torch
 from conftest import DEVICE, HAS_TRITON, PYTHON, documents
 from torch import Tensor
 
-from gloss_kernels import TopK, _backends, available_backends, cosine_topk, topk_statistics
+from gloss_kernels import TopK, _backends, available_backends, cosine_topk, reference, topk_statistics
 
 if not HAS_TRITON:
     pytest.skip(available_backends()["triton"].detail, allow_module_level=True)
@@ -144,6 +144,24 @@ def test_parts_of_tiles_and_full_lists(rows: int, monkeypatch: pytest.MonkeyPatc
         assert (lost[-1].counts > 64).any() and (lost[-1].counts <= 64).any()
         expected = cosine_topk(queries, corpus, k=9, backend="cpu")
         assert torch.equal(found.indices, expected.indices) and torch.equal(found.values, expected.values)
+
+
+@interpreted
+@pytest.mark.parametrize("d", [48, 130])
+def test_products_in_float32_decide_nothing(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 cosines a billionth apart, more than a list holds: the pass over the corpus must make again whatever its
+    float32 products, off by a hundred times that, may have put behind the 31 best. One query: what one of a group makes
+    again serves the others, and 31 with the row itself are as many keys as are kept."""
+    monkeypatch.setattr(search, "FEW_PAIRS", 0)
+    unit = torch.nn.functional.normalize(torch.randn(d, dtype=torch.float64), dim=0)
+    noise = torch.randn(2000, d, dtype=torch.float64)
+    noise = torch.nn.functional.normalize(noise - noise @ unit[:, None] * unit)
+    cosine = 0.9 + 1e-9 * torch.randperm(2000).double()[:, None]
+    x, query = (cosine * unit + (1 - cosine**2).sqrt() * noise).float(), 0.7 * unit[None, :].float()
+    values, order = reference.cosine(query, x).float().sort(dim=1, descending=True, stable=True)
+    found = cosine_topk(query, x, k=31, exclude_self=False, backend="triton")
+    assert topk_statistics()["recomputed_rows"] == 1
+    assert torch.equal(found.indices, order[:, :31]) and torch.equal(found.values, values[:, :31])
 
 
 def test_gradients_of_column_slices() -> None:

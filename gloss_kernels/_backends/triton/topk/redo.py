@@ -247,7 +247,7 @@ def redo(lists: Lists, queries: Rows, corpus: Rows, packed: Packed, k: int) -> t
     )  # fmt: skip
     chosen = most_chosen(k)
     work = (packed.ids, found, places, lists.other, lists.counts, torch.empty_like(lists.counts, dtype=torch.int64))
-    shape = {"CHOSEN": chosen, "CAPACITY": capacity, "COLUMNS": columns if INTERPRETED else 32}
+    shape = {"CHOSEN": chosen, "CAPACITY": capacity, "COLUMNS": min(columns, 128) if INTERPRETED else 32}
     # So many rows that their best keys fit in registers. Interpreted, what costs is the number of operations.
     held = rows if INTERPRETED else max(64 // chosen, 1)
     launch(
