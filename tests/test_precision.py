@@ -20,6 +20,7 @@ from gloss_kernels import (
     propagate_labels,
     similarity_graph,
 )
+from gloss_kernels._product import product, product_op
 from gloss_kernels.sigma import HEURISTICS, estimate_sigma
 
 N, D, C = 96, 64, 4  # large enough for a CPU's bfloat16 product to be chosen
@@ -154,3 +155,21 @@ def test_the_cores_own_product(shape: tuple[int, int, int], transposed: bool) ->
     truth = a.double() @ b.double()
     assert (results[0] - truth).abs().max() <= 2 * (a @ b - truth).abs().max() + 1e-6
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.skipif(_library.core is None, reason="the native core is not built")
+def test_the_product_as_an_operator() -> None:
+    """Its gradient, by any layout of the factors; what is neither float32 nor a matrix is float64's."""
+    a, b = (torch.randn(*shape, device="cpu") for shape in ((9, 20), (14, 20)))
+    for left, right in ((a, b.T), (a.T.contiguous().T, b.T.contiguous()), (a[:, ::2], b[:, 1::2].T)):
+        x, y = (t.detach().requires_grad_() for t in (left, right))
+        torch.library.opcheck(product_op, (x, y))
+        grad = torch.randn(9, 14, device="cpu")
+        exact = [t.double() for t in (x.detach(), y.detach(), grad)]
+        torch.testing.assert_close(product(x, y).double(), exact[0] @ exact[1], rtol=0, atol=1e-5)
+        of_x, of_y = torch.autograd.grad(product(x, y), (x, y), grad)
+        torch.testing.assert_close(of_x.double(), exact[2] @ exact[1].T, rtol=0, atol=1e-5)
+        torch.testing.assert_close(of_y.double(), exact[0].T @ exact[2], rtol=0, atol=1e-5)
+    assert product(a.double(), b.double().T).dtype == torch.float64
+    batched = product(a[:, None], b[:9, :, None])
+    torch.testing.assert_close(batched.double(), a[:, None].double() @ b[:9, :, None].double(), rtol=0, atol=1e-6)

@@ -23,7 +23,7 @@ OLDEST_TRITON = (3, 5)
 
 # Kernels that "auto" takes only where a report of bench/gpu.py, committed in bench/results, says that they win:
 # (kernel, compute capability) -> name of the report. The base kernels of a backend always run and stand here too, so
-# that `gloss-kernels info` can say what was measured.
+# that `gloss-kernels info` can say what was measured. Nothing yet: no GPU was measured, no kernel is optional.
 MEASURED: dict[tuple[str, tuple[int, int]], str] = {}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import _library, _progress, _settings
 from .._math import compute_dtype
-from .._product import product
+from .._product import in_core, in_float64
 from .protocol import Batch, BatchLoss, Combination, Edges, Search, SearchGradient, Solution, Structure, System
 
 
@@ -25,6 +25,8 @@ class _Call:
 
     def __init__(self, side: str, x: Tensor) -> None:
         self.device = x.device
+        self.core: Any
+        self.tail: dict[str, Any]
         if side == "cpu":
             self.core, self.tail = _library.core.cpu, {"threads": torch.get_num_threads()}
         elif x.device.type == "cpu":
@@ -100,7 +102,8 @@ class Native:
         }
         arguments = {"hint": hint, "values": values, "indices": indices}
         if self.side == "cpu":
-            statistics = call.run("cosine_topk", size, **arguments, report=_progress.current_report() or _silent)
+            call.tail["report"] = _progress.current_report()
+            statistics = call.run("cosine_topk", size, **arguments)
             _progress.set_statistics(statistics)
             return values, indices
         status = call.empty(4, torch.int64)
@@ -237,7 +240,8 @@ class Native:
         rows = {"n": n, "cols": d, "is_double": is_double}
         unit, inverse_norms = torch.empty_like(x), call.empty(n, torch.float64)
         call.run("dense_unit_rows", rows, x=x, unit=unit, inverse_norms=inverse_norms)
-        cosines = self._product(call, unit, unit, transposed=True)
+        multiply = in_core if self.side == "cpu" and not is_double else in_float64
+        cosines = multiply(unit, unit.T)
 
         out = BatchLoss(
             loss=call.empty((), dtype),
@@ -259,18 +263,9 @@ class Native:
         if grad_cosines is not None:
             call.run(
                 "dense_unit_rows_backward", rows, unit=unit, inverse_norms=inverse_norms,
-                grad_unit=self._product(call, grad_cosines, unit), grad=out.grad_embeddings,
+                grad_unit=multiply(grad_cosines, unit), grad=out.grad_embeddings,
             )  # fmt: skip
         return out
-
-    def _product(self, call: _Call, a: Tensor, b: Tensor, *, transposed: bool = False) -> Tensor:
-        """a @ b, or a @ b.T, of contiguous matrices: product() by a float32 kernel on the CPU, four times as fast."""
-        if self.side == "cuda" or a.dtype == torch.float64:
-            return product(a, b.T if transposed else b)
-        n, k, m = *a.shape, b.shape[0 if transposed else 1]
-        c = call.empty((n, m), a.dtype)
-        call.run("dense_product", {"n": n, "k": k, "m": m}, a=a, b=b, transposed=transposed, c=c)
-        return c
 
 
 def _size(edges: Edges) -> dict[str, Any]:
@@ -279,10 +274,6 @@ def _size(edges: Edges) -> dict[str, Any]:
         "capacity": len(edges.values),
         "is_double": _library.is_double(edges.values),
     }
-
-
-def _silent(_: float) -> None:
-    """No progress function: the core looks for Ctrl-C all the same."""
 
 
 cpu, cuda = Native("cpu"), Native("cuda")

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..._math import cholesky, compute_dtype
-from ..._product import product
+from ..._product import in_float64
 from ..protocol import Batch, BatchLoss
 from ._launch import INTERPRETED, cdiv, jit, launch, power_of_two
 from .target import target_loss
@@ -301,7 +301,7 @@ def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
     wide = {"ROWS": ROWS, "COLUMNS": min(power_of_two(d), 1024 if INTERPRETED else 256)}
     unit, inverse_norms = torch.empty_like(x), torch.empty(n, **double)
     launch(unit_rows_kernel, cdiv(n, ROWS), x, x, unit, inverse_norms, n, d, **wide)
-    cosines = product(unit, unit.T)
+    cosines = in_float64(unit, unit.T)
     weights, degree = torch.empty((n, n), **double), torch.empty(n, **double)
     smallest = 1e-280 if dtype == torch.float64 else 1e-32
     by_rows(weights_kernel, cosines, inverse_sigma, weights, degree, n, SMALLEST=smallest)
@@ -360,6 +360,6 @@ def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
         edges_kernel, cosines, inverse_sigma, weights, f, lam, scale, inner, to_degree, to_inner, grad_cosines,
         grad_sigma, n, num_classes, SPREADING=spreading, NORMALIZED=normalized,
     )  # fmt: skip
-    grad_unit, grad = product(grad_cosines, unit), torch.empty_like(x)
+    grad_unit, grad = in_float64(grad_cosines, unit), torch.empty_like(x)
     launch(project_rows_kernel, cdiv(n, ROWS), x, unit, inverse_norms, grad_unit, grad, n, d, **wide)
     return BatchLoss(loss, result, reachable, lack, grad, grad_sigma)
