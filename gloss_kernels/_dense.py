@@ -34,7 +34,7 @@ def batch_loss(
         inverse = sigma.to(embeddings.device, torch.float64).reciprocal().expand(n)
     else:
         inverse = torch.full((n,), 1 / sigma, dtype=torch.float64, device=embeddings.device)
-    weight = None if class_weight is None else class_weight.detach().to(embeddings.device, torch.float64)
+    weight = None if class_weight is None else class_weight.to(embeddings.device, torch.float64)
     batch = Batch(
         embeddings, inverse, labels, targets, scored, weight, options.num_classes, how.alpha,
         how.applied_normalization, options.target, reference.SMOOTHING,
@@ -52,7 +52,7 @@ def adjacency(embeddings: Tensor, sigma: float | Tensor) -> Tensor:
         weights = torch.exp(distance / (sigma**2 if sigma.ndim == 0 else sigma[:, None] * sigma[None, :]))
     else:
         weights = torch.exp(distance * (1 / sigma**2))
-    return weights.masked_fill(torch.eye(len(u), dtype=torch.bool, device=u.device), 0.0)
+    return weights.masked_fill(torch.eye(u.shape[0], dtype=torch.bool, device=u.device), 0.0)
 
 
 def propagate(adjacency: Tensor, labels: Tensor, num_classes: int, options: PropagateOptions) -> Propagation:
@@ -60,9 +60,7 @@ def propagate(adjacency: Tensor, labels: Tensor, num_classes: int, options: Prop
     labeled, alpha = (labels >= 0) & (labels < num_classes), options.alpha
     boundary = one_hot(labels, num_classes, adjacency.dtype)
     m = reference.normalize(drop_vanishing(adjacency), options.applied_normalization)
-    f, _, reachable, row_sum_error = _ops.loss.dense_propagate_op(
-        m, labeled, boundary, -1.0 if alpha is None else alpha
-    )
+    f, _, reachable, row_sum_error = _ops.loss.dense_propagate(m, labeled, boundary, -1.0 if alpha is None else alpha)
     f = f.to(adjacency.dtype)
     if alpha is not None:
         total = f.sum(dim=1, keepdim=True)

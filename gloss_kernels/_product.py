@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _library
+from . import _derivatives, _library
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in the dtype of a, in full precision, with gradient: float32 matrices on the CPU by the core, others in
-    float64."""
-    if _library.core is not None and a.device.type == "cpu" and a.dtype == torch.float32 and a.ndim == b.ndim == 2:
+    """a @ b in the dtype of a, in full precision, with gradient: float32 matrices on the CPU by the core, others, and
+    derivatives that a custom operator cannot have (torch.func, forward mode), in float64."""
+    by_core = (
+        _library.core is not None and a.device.type == "cpu" and a.dtype == torch.float32 and a.ndim == b.ndim == 2
+    )
+    if by_core and not any(_derivatives.transform_of(x) for x in (a, b)):
         c: Tensor = product_op(a, b)
         return c
     return in_float64(a, b)
@@ -35,6 +38,8 @@ def in_core(a: Tensor, b: Tensor) -> Tensor:
     transposed = not b.is_contiguous() and b.mT.is_contiguous()
     a, b = a.contiguous(), b.mT if transposed else b.contiguous()
     (n, k), m = a.shape, b.shape[0 if transposed else 1]
+    if b.shape[1 if transposed else 0] != k or not a.dtype == b.dtype == torch.float32:
+        raise ValueError(f"b must be float32 with {k} rows as a has columns, got {b.dtype} {tuple(b.shape)}")
     c = torch.empty(n, m, dtype=torch.float32, device=a.device)
     _library.core.cpu.dense_product(
         n=n, k=k, m=m, a=a.data_ptr(), b=b.data_ptr(), transposed=transposed, c=c.data_ptr(),

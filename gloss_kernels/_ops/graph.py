@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends, reference
+from .. import _backends, _derivatives, reference
 from .._backends.protocol import Combination, Edges, Structure
 
 
@@ -36,7 +36,7 @@ def _(indices: Tensor, symmetrize: str, backend: str) -> tuple[Tensor, Tensor, T
 def combine_edges(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str) -> Tensor:
     if _backends.is_torch(backend):
         return _backends.get(backend).combine_edges(Combination(weights, forward, reverse, symmetrize))
-    values: Tensor = combine_edges_op(weights, forward, reverse, symmetrize, backend)
+    values: Tensor = differentiable_edges(weights, forward, reverse, symmetrize, backend)
     return values
 
 
@@ -63,22 +63,24 @@ def _(grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, sy
     return weights.new_empty(weights.shape)
 
 
-def _combine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _combine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
     weights, forward, reverse, ctx.symmetrize, ctx.backend = inputs
-    ctx.save_for_backward(weights, forward, reverse)
+    return weights, forward, reverse
 
 
-def _combine_backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor | None, ...]:
-    return combine_edges_backward_op(grad_values, *ctx.saved_tensors, ctx.symmetrize, ctx.backend), *(None,) * 4
+def _combine_backward(ctx: Any, kept: Any, grad_values: Tensor) -> tuple[Tensor | None, ...]:
+    return combine_edges_backward_op(grad_values, *kept, ctx.symmetrize, ctx.backend), *(None,) * 4
 
 
-combine_edges_op.register_autograd(_combine_backward, setup_context=_combine_setup)
+differentiable_edges = _derivatives.differentiable(
+    combine_edges_op, "similarity_graph", setup=_combine_setup, backward=_combine_backward
+)
 
 
 def normalize_edges(crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str) -> Tensor:
     if _backends.is_torch(backend):
         return _backends.get(backend).normalize_edges(Edges(crow, col, values), normalization)
-    normalized: Tensor = normalize_edges_op(crow, col, values, normalization, backend)
+    normalized: Tensor = differentiable_normalization(crow, col, values, normalization, backend)
     return normalized
 
 
@@ -105,14 +107,16 @@ def _(grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normal
     return values.new_empty(values.shape)
 
 
-def _normalize_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
+def _normalize_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
     ctx.normalization, ctx.backend = inputs[3:]
+    return inputs[:3]
 
 
-def _normalize_backward(ctx: Any, grad_normalized: Tensor) -> tuple[Tensor | None, ...]:
-    grad_values = normalize_edges_backward_op(grad_normalized, *ctx.saved_tensors, ctx.normalization, ctx.backend)
+def _normalize_backward(ctx: Any, kept: Any, grad_normalized: Tensor) -> tuple[Tensor | None, ...]:
+    grad_values = normalize_edges_backward_op(grad_normalized, *kept, ctx.normalization, ctx.backend)
     return None, None, grad_values, None, None
 
 
-normalize_edges_op.register_autograd(_normalize_backward, setup_context=_normalize_setup)
+differentiable_normalization = _derivatives.differentiable(
+    normalize_edges_op, "propagate_labels", setup=_normalize_setup, backward=_normalize_backward
+)

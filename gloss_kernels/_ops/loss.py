@@ -7,18 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends, _checks
+from .. import _backends, _checks, _derivatives
 from .._backends.protocol import Batch, BatchLoss
 from .._math import cholesky, compute_dtype, reachable_rows
 
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 has none
+
 
 def dense_loss(batch: Batch, backend: str) -> BatchLoss:
-    wanted = torch.is_grad_enabled() and (batch.embeddings.requires_grad or batch.inverse_sigma.requires_grad)
+    needed = torch.is_grad_enabled() and any(map(_derivatives.wants_gradient, (batch.embeddings, batch.inverse_sigma)))
+    wanted = needed or is_exporting()  # an exported program may meet other embeddings than it was exported with
     if _backends.is_torch(backend):
         return _backends.get(backend).dense_loss(batch, wanted)
     alpha = -1.0 if batch.alpha is None else batch.alpha
     return BatchLoss(
-        *dense_loss_op(
+        *differentiable_loss(
             batch.embeddings, batch.inverse_sigma, batch.labels, batch.targets, batch.scored, batch.class_weight,
             batch.num_classes, alpha, batch.normalization, batch.target, batch.smoothing, wanted, backend,
         )
@@ -83,14 +86,14 @@ def _(
     )
 
 
-def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     ctx.dtype = inputs[0].dtype
-    ctx.save_for_backward(*output[4:])
     ctx.mark_non_differentiable(*output[1:])
+    return output[4:]
 
 
-def _loss_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    grad, grad_inverse_sigma = ctx.saved_tensors
+def _loss_backward(ctx: Any, kept: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    grad, grad_inverse_sigma = kept
     return (
         (grad * grad_loss).to(ctx.dtype) if ctx.needs_input_grad[0] else None,
         grad_inverse_sigma * grad_loss if ctx.needs_input_grad[1] else None,
@@ -98,7 +101,7 @@ def _loss_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | No
     )
 
 
-dense_loss_op.register_autograd(_loss_backward, setup_context=_loss_setup)
+differentiable_loss = _derivatives.differentiable(dense_loss_op, "GLoss", setup=_loss_setup, backward=_loss_backward)
 
 
 # Harmonic (alpha < 0), with r = d^-1/2 to give the system a unit diagonal:
@@ -174,15 +177,15 @@ def _(grad_f: Tensor, m: Tensor, fixed: Tensor, f: Tensor, factor: Tensor, reach
     return m.new_empty(m.shape)
 
 
-def _solve_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _solve_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     m, fixed, _, ctx.alpha = inputs
     f, factor, reachable, lacks = output
-    ctx.save_for_backward(m, fixed, f, factor, reachable)
     ctx.mark_non_differentiable(factor, reachable, lacks)
+    return m, fixed, f, factor, reachable
 
 
-def _solve_backward(ctx: Any, grad_f: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    return dense_propagate_backward_op(grad_f, *ctx.saved_tensors, ctx.alpha), None, None, None
+def _solve_backward(ctx: Any, kept: Any, grad_f: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return dense_propagate_backward_op(grad_f, *kept, ctx.alpha), None, None, None
 
 
-dense_propagate_op.register_autograd(_solve_backward, setup_context=_solve_setup)
+dense_propagate = _derivatives.differentiable(dense_propagate_op, "GLoss", setup=_solve_setup, backward=_solve_backward)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends, _convergence
+from .. import _backends, _convergence, _derivatives
 from .._backends.protocol import Edges, Solution, System
 from .._math import finest_tol
 from .._options import PropagateOptions
@@ -27,7 +27,7 @@ def propagate(
         return _backends.get(backend).propagate(system, boundary, has_initial, options.tol)
     alpha = -1.0 if options.alpha is None else options.alpha
     return Solution(
-        *propagate_op(
+        *differentiable_propagation(
             edges.crow, edges.col, edges.values, fixed, boundary, has_initial, prior, alpha, options.prior_strength,
             options.tol, options.max_iter, backend,
         )
@@ -125,17 +125,19 @@ def _(
     return values.new_empty(values.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     crow, col, values, fixed, _boundary, _has_initial, prior, alpha, prior_strength, _tol, max_iter, backend = inputs
     result, iterations, residual, reachable, used_tol = output
     ctx.options = (alpha, prior_strength, max_iter, backend)
-    ctx.save_for_backward(crow, col, values, fixed, reachable, prior, result, used_tol)
     ctx.mark_non_differentiable(iterations, residual, reachable, used_tol)
+    return crow, col, values, fixed, reachable, prior, result, used_tol
 
 
-def _backward(ctx: Any, grad_result: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    grad_values = propagate_backward_op(grad_result, *ctx.saved_tensors, *ctx.options)
+def _backward(ctx: Any, kept: Any, grad_result: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    grad_values = propagate_backward_op(grad_result, *kept, *ctx.options)
     return None, None, grad_values, *(None,) * 9
 
 
-propagate_op.register_autograd(_backward, setup_context=_setup)
+differentiable_propagation = _derivatives.differentiable(
+    propagate_op, "propagate_labels", setup=_setup, backward=_backward
+)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends
+from .. import _backends, _derivatives
 from .._backends.protocol import Search, SearchGradient
 from .._math import compute_dtype
 
@@ -17,7 +17,7 @@ def cosine_topk(
 ) -> tuple[Tensor, Tensor]:
     if _backends.is_torch(backend):
         return _backends.get(backend).cosine_topk(Search(queries, corpus, k, exclude_self, hint))
-    values, indices = cosine_topk_op(queries, corpus, k, exclude_self, hint, backend)
+    values, indices = differentiable_topk(queries, corpus, k, exclude_self, hint, backend)
     return values, indices
 
 
@@ -68,14 +68,14 @@ def _(
     )
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
     queries, corpus, *_, ctx.backend = inputs
-    ctx.save_for_backward(queries, corpus, output[1])
     ctx.mark_non_differentiable(output[1])
+    return queries, corpus, output[1]
 
 
-def _backward(ctx: Any, grad_values: Tensor, _grad_indices: Tensor) -> tuple[Tensor | None, ...]:
-    queries, corpus, indices = ctx.saved_tensors
+def _backward(ctx: Any, kept: Any, grad_values: Tensor, _grad_indices: Tensor) -> tuple[Tensor | None, ...]:
+    queries, corpus, indices = kept
     need_queries, need_corpus = ctx.needs_input_grad[0], corpus is not None and ctx.needs_input_grad[1]
     grad_queries, grad_corpus = cosine_topk_backward_op(
         grad_values, queries, corpus, indices, need_queries, need_corpus, ctx.backend
@@ -83,4 +83,4 @@ def _backward(ctx: Any, grad_values: Tensor, _grad_indices: Tensor) -> tuple[Ten
     return (grad_queries if need_queries else None), (grad_corpus if need_corpus else None), *(None,) * 4
 
 
-cosine_topk_op.register_autograd(_backward, setup_context=_setup)
+differentiable_topk = _derivatives.differentiable(cosine_topk_op, "cosine_topk", setup=_setup, backward=_backward)

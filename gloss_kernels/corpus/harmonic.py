@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._derivatives import refuse_transforms
 from .._math import cholesky, reachable_rows
 
 
@@ -21,6 +22,7 @@ def harmonic(edges: Tensor, to_labels: Tensor) -> tuple[Tensor, Tensor]:
     The reference for a graph that has the labelled documents as nodes is reference.propagate_labels: they are folded
     into B. Rows that reach no label are uniform, with gradient zero.
     """
+    refuse_transforms("CorpusGLoss", edges, to_labels, remedy="torch.autograd.grad has every order")
     f, reachable = _Harmonic.apply(edges, to_labels)  # type: ignore[no-untyped-call]
     return f, reachable
 
@@ -43,14 +45,26 @@ class _Harmonic(torch.autograd.Function):
         # proportions only, and (the system is singular then) too small a gradient.
         total = f.sum(dim=1, keepdim=True)
         f = torch.where(total > 0, f / torch.where(total > 0, total, 1.0), 1 / to_labels.shape[1])
-        ctx.save_for_backward(scale, lower, f)
+        ctx.save_for_backward(edges, to_labels, reachable, scale, lower, f)
         ctx.mark_non_differentiable(reachable)
         return f, reachable
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        scale, lower, f = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        edges, to_labels, reachable, scale, lower, f = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: a gradient that has one itself
+            wanted = [x for x in (edges, to_labels) if x.requires_grad]
+            found = iter(torch.autograd.grad(_solved(edges, to_labels, reachable), wanted, grad, create_graph=True))
+            return tuple(next(found) if x.requires_grad else None for x in (edges, to_labels))
         lam = scale * torch.cholesky_solve(scale * grad, lower)
         t = (lam * f).sum(dim=1, keepdim=True)
         return lam @ f.T - t, lam - t
+
+
+def _solved(edges: Tensor, to_labels: Tensor, reachable: Tensor) -> Tensor:
+    """F by operations that autograd goes through, as often as it likes."""
+    f = torch.full_like(to_labels, 1 / to_labels.shape[1])
+    edges, to_labels = edges[reachable][:, reachable], to_labels[reachable]
+    scale = (edges.sum(dim=1) + to_labels.sum(dim=1)).rsqrt()[:, None]
+    system = torch.eye(len(scale), dtype=edges.dtype, device=edges.device) - scale * edges * scale.T
+    return f.index_put((reachable,), scale * torch.linalg.solve(system, scale * to_labels))
