@@ -14,6 +14,10 @@
 
 namespace gloss {
 
+// A row this short has gradient 0, as a zero row: it grows as 1 / |x| and must not overflow (gloss_kernels/_math.py).
+template <class T>
+constexpr double kLargestInverseNorm = sizeof(T) == 8 ? 1e280 : 1e32;
+
 // The value of `names` that is called `name`; names[i] belongs to Option(i).
 template <class Option, size_t N>
 Option option_named(const char* argument, const std::string& name, const char* const (&names)[N]) {

@@ -20,9 +20,15 @@ def unit_rows(x: Tensor) -> Tensor:
     """x / |x| per row in float32 (float64 for float64); a zero row stays zero, with gradient zero. [n, d]"""
     x = x if x.dtype == torch.float64 else x.float()
     largest = x.detach().abs().amax(dim=1, keepdim=True)  # first to size 1, so that squares neither vanish nor overflow
+    x = torch.where(largest >= shortest_with_gradient(x.dtype), x, x.detach())
     x = x / torch.where(largest > 0, largest, 1.0)
     squared = (x * x).sum(dim=1, keepdim=True)
     return torch.where(squared > 0, x / torch.where(squared > 0, squared, 1.0).sqrt(), 0.0)
+
+
+def shortest_with_gradient(dtype: torch.dtype) -> float:
+    """Of rows of this dtype: the gradient grows as 1 / |x|, it must not overflow (csrc/options.h)."""
+    return 1e-280 if dtype == torch.float64 else 1e-32
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
@@ -32,7 +38,7 @@ def power(x: Tensor, exponent: float) -> Tensor:
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """[n, C]; a row of zeros for what is no class. (torch's one_hot makes int64 first: eight times the traffic.)"""
-    zeros = torch.zeros(len(labels), num_classes, dtype=dtype, device=labels.device)
+    zeros = torch.zeros(labels.shape[0], num_classes, dtype=dtype, device=labels.device)
     known = (labels >= 0) & (labels < num_classes)
     return zeros.scatter_(1, torch.where(known, labels, 0)[:, None], known.to(dtype)[:, None])
 

@@ -339,9 +339,10 @@ void dense_unit_rows_backward(int64_t n, int64_t cols, const T* unit, const doub
   const DenseKernels& kernels = dense_kernels();
   each_row(n, threads, [&](int64_t i) {
     const int64_t at = i * cols;
+    const double inverse = inverse_norms[i] > kLargestInverseNorm<T> ? 0 : inverse_norms[i];
     if constexpr (std::is_same_v<T, float>)
-      kernels.project_row_f32(cols, unit + at, grad_unit + at, inverse_norms[i], grad + at);
-    else kernels.project_row_f64(cols, unit + at, grad_unit + at, inverse_norms[i], grad + at);
+      kernels.project_row_f32(cols, unit + at, grad_unit + at, inverse, grad + at);
+    else kernels.project_row_f64(cols, unit + at, grad_unit + at, inverse, grad + at);
   });
 }
 

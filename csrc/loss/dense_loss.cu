@@ -59,9 +59,10 @@ project_rows_kernel(int64_t n, int64_t cols, const T* __restrict__ unit, const d
   double along = 0;
   for (int64_t c = lane; c < cols; c += 32) along += double(unit[row * cols + c]) * double(grad_unit[row * cols + c]);
   along = warp_sum(along);
+  const double inverse = inverse_norms[row] > kLargestInverseNorm<T> ? 0 : inverse_norms[row];
   for (int64_t c = lane; c < cols; c += 32) {
     const int64_t at = row * cols + c;
-    grad[at] = T((double(grad_unit[at]) - along * double(unit[at])) * inverse_norms[row]);
+    grad[at] = T((double(grad_unit[at]) - along * double(unit[at])) * inverse);
   }
 }
 

@@ -107,7 +107,7 @@ double unit_row(int64_t cols, const typename Reader::Element* x, typename Reader
       const double size = x[c] < 0 ? -x[c] : x[c];
       if (!(size <= largest)) largest = size;
     }
-    if (!(largest > 0)) largest = 1;
+    if (!(largest > 1e-307)) largest = 1;  // a row so short is a zero row below; NaN is found there
   }
   const double inverse = 1 / largest;
   Lanes squares = zero();

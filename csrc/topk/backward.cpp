@@ -1,6 +1,6 @@
 // Gradient of cosine_topk. With u = x / |x| and g_ir the gradient of the r-th value of row i, whose index is j(i, r):
 //   dL/du_i += sum_r g_ir u_j        dL/du_j += sum_{(i, r): j(i, r) = j} g_ir u_i
-//   dL/dx    = (dL/du - u (u . dL/du)) / |x|,  0 for a zero row
+//   dL/dx    = (dL/du - u (u . dL/du)) / |x|,  0 for a zero row and one near it
 // Every row gathers its own sum, in a fixed order: no atomics, the same bits for every number of threads.
 #include <algorithm>
 #include <cmath>
@@ -62,8 +62,9 @@ struct Gather {
       unit[size_t(c)] *= inverse;
       along += unit[size_t(c)] * sum[size_t(c)];
     }
+    const bool vanishes = inverse == 0 || inverse * scale > kLargestInverseNorm<T>;
     for (int64_t c = 0; c < cols; ++c)
-      out[c] = inverse == 0 ? T(0) : T((sum[size_t(c)] - unit[size_t(c)] * along) * inverse * scale);
+      out[c] = vanishes ? T(0) : T((sum[size_t(c)] - unit[size_t(c)] * along) * inverse * scale);
   }
 };
 

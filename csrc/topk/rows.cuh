@@ -69,7 +69,7 @@ void by_dtype(DType dtype, const F& f) {
   }
 }
 
-// 1 / |x| by the lanes of a warp, 0 for a zero row, NaN for a row that is not finite. Entries are first scaled by a
+// 1 / |x| by the lanes of a warp, 0 for a zero row and one that is too short for 1 / |x| to be a double, NaN for a row that is not finite. Entries are first scaled by a
 // power of two, so that squares of doubles neither overflow nor vanish.
 template <class In>
 __device__ inline double inverse_norm(const In* x, int cols, int lane) {
@@ -91,7 +91,8 @@ __device__ inline double inverse_norm(const In* x, int cols, int lane) {
     const double v = to_double(x[c]) * scale;
     squares += v * v;
   }
-  return scale / sqrt(warp_sum(squares));
+  const double inverse = scale / sqrt(warp_sum(squares));
+  return inverse <= 1.7976931348623157e308 ? inverse : 0;
 }
 
 // x = x' / power with |x'| near 1: products of such rows stay in range. cosine = (x' . y') rest_x rest_y. Cosines are

@@ -43,7 +43,7 @@ def unit_rows_kernel(x_ptr, unit_ptr, inverse_norm_ptr, n, d, ROWS: tl.constexpr
         mask = (row < n)[:, None] & (column < d)[None, :]
         x = tl.load(x_ptr + row[:, None] * d + column[None, :], mask, 0.0).to(tl.float64)
         largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
-    factor = 1 / tl.where(largest > 0, largest, 1.0)
+    factor = 1 / tl.where(largest > 1e-307, largest, 1.0)  # a row so short is a zero row below
     squares = tl.zeros([ROWS], tl.float64)
     for first in range(0, d, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
@@ -75,6 +75,7 @@ def project_rows_kernel(unit_ptr, inverse_norm_ptr, grad_unit_ptr, grad_ptr, n, 
         u, g = tl.load(unit_ptr + at, mask, 0.0), tl.load(grad_unit_ptr + at, mask, 0.0)
         along += tl.sum(u.to(tl.float64) * g.to(tl.float64), 1)
     scale = tl.load(inverse_norm_ptr + row, row < n, 0.0)
+    scale = tl.where(scale > (1e280 if grad_ptr.dtype.element_ty == tl.float64 else 1e32), 0.0, scale)  # options.h
     for first in range(0, d, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
         mask = (row < n)[:, None] & (column < d)[None, :]

@@ -61,6 +61,7 @@ def project_kernel(x_ptr, norm_ptr, grad_ptr, n, d, stride, ROWS: tl.constexpr, 
     norm = tl.load(norm_ptr + row, row < n, 0.0)
     x_at = x_ptr + row.to(tl.int64) * stride
     grad_at = grad_ptr + row.to(tl.int64) * d
+    largest = 1e280 if grad_ptr.dtype.element_ty == tl.float64 else 1e32  # as in csrc/options.h
     along = tl.zeros([ROWS], tl.float64)
     for first in range(0, d, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
@@ -74,7 +75,7 @@ def project_kernel(x_ptr, norm_ptr, grad_ptr, n, d, stride, ROWS: tl.constexpr, 
         x = tl.load(x_at[:, None] + column[None, :], use, 0.0).to(tl.float64)
         grad = tl.load(grad_at[:, None] + column[None, :], use, 0.0).to(tl.float64)
         grad = (grad - along[:, None] * (x * norm[:, None])) * norm[:, None]
-        grad = tl.where((norm > 0)[:, None], grad, 0.0)
+        grad = tl.where(((norm > 0) & (norm <= largest))[:, None], grad, 0.0)
         tl.store(grad_at[:, None] + column[None, :], grad.to(grad_ptr.dtype.element_ty), use)
 
 

@@ -66,6 +66,7 @@ def scaled_squares(x_ptr, row, inside, stride, d, COLUMNS: tl.constexpr):
 def inverse_norm(x_ptr, row, inside, stride, d, COLUMNS: tl.constexpr):
     scale, squares, odd = scaled_squares(x_ptr, row, inside, stride, d, COLUMNS)
     inverse = tl.where(squares > 0, scale / tl.sqrt(tl.where(squares > 0, squares, 1.0)), 0.0)
+    inverse = tl.where(inverse <= 1.7976931348623157e308, inverse, 0.0)  # too short for 1 / |x| to be a float64
     return tl.where(odd > 0, float("nan"), inverse)
 
 
