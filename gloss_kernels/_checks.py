@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,14 +49,63 @@ def tensor(name: str, x: Any, shape: tuple[Any, ...], dtype: torch.dtype | None)
 
 
 def integers(name: str, x: Any, shape: tuple[Any, ...]) -> Tensor:
+    if isinstance(x, Tensor) and not x.dtype.is_signed and x.dtype != torch.bool:  # 255 would be one class more
+        raise TypeError(f"{name} must be torch.int64, where -1 stands for none, got {x.dtype}, which has no -1")
     return tensor(name, x, shape, torch.int64)
 
 
-def finite_rows(name: str, x: Tensor) -> None:
-    """Raises with the first row that contains NaN or Inf; reads the tensor."""
+# What reads a tensor. Compiled code, which cannot, calls the same function by an operator.
+
+
+def finite_rows(name: str, x: Tensor) -> Tensor:
+    """x; raises with the first row that contains NaN or Inf. Reads the tensor, wherever it lies."""
+    if torch.compiler.is_compiling():
+        checked: Tensor = checked_op(name, x, "finite_rows", 0.0)
+        return checked
+    return _finite_rows(name, x)
+
+
+def at_least(name: str, x: Tensor, low: float) -> Tensor:
+    """x, finite numbers of at least ``low`` > 0. Others raise; on a GPU, where to look means to wait, they become NaN,
+    unless GLOSS_KERNELS_CHECK=1 asks to look."""
+    if torch.compiler.is_compiling():
+        checked: Tensor = checked_op(name, x, "at_least", low)
+        return checked
+    return _at_least(name, x, low)
+
+
+def _finite_rows(name: str, x: Tensor, _: float = 0.0) -> Tensor:
     bad = ~torch.isfinite(x).all(dim=1)
     if bool(bad.any()):
         raise ValueError(f"{name}: row {int(bad.nonzero()[0])} contains NaN or Inf")
+    return x
+
+
+def _at_least(name: str, x: Tensor, low: float) -> Tensor:
+    good = (x >= low) & torch.isfinite(x)
+    if _library.capturing(x) or not (x.device.type == "cpu" or _settings.CHECK):
+        return torch.where(good, x, torch.nan)
+    if not bool(good.all()):
+        raise ValueError(
+            f"{name} must be a finite number of at least {low:g}, got {float(x.detach()[~good].flatten()[0])}"
+        )
+    return x
+
+
+_READING: dict[str, Callable[[str, Tensor, float], Tensor]] = {"finite_rows": _finite_rows, "at_least": _at_least}
+
+
+@torch.library.custom_op("gloss_kernels::checked", mutates_args=())
+def checked_op(name: str, x: Tensor, check: str, number: float) -> Tensor:
+    return _READING[check](name, x.detach(), number).clone()
+
+
+@checked_op.register_fake
+def _(name: str, x: Tensor, check: str, number: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+checked_op.register_autograd(lambda ctx, grad: (None, grad, None, None))
 
 
 def whole_number(name: str, value: Any, least: int | None = None) -> Any:
@@ -79,7 +129,7 @@ def number(name: str, value: Any, low: float, high: float = math.inf, *, open_lo
         raise TypeError(f"{name} must be a number, got {value!r}")
     value = float(value)
     above = value > low if open_low else value >= low
-    if not (above and value <= high) or math.isinf(value):
+    if not (above and value <= high and value < math.inf):  # compiled, it may be a symbol: math.isinf takes none
         wanted = f"a finite number {'above' if open_low else 'of at least'} {low:g}"
         wanted += "" if high == math.inf else f" and at most {high:g}"
         raise ValueError(f"{name} must be {wanted}, got {value}")
@@ -101,8 +151,12 @@ def condition(holds: Tensor, message: str) -> None:
     """ValueError where a bool tensor [] is false.
 
     On a GPU nothing waits for it, and a CUDA graph can be captured: false stops the device by an assertion, as an index
-    out of bounds in torch does, before a kernel of ours reads on. GLOSS_KERNELS_CHECK=1 waits and raises.
+    out of bounds in torch does, before a kernel of ours reads on. GLOSS_KERNELS_CHECK=1 waits and raises. Compiled code
+    has torch's assertion on every device: a RuntimeError on the CPU, with the same words.
     """
+    if torch.compiler.is_compiling():
+        torch._assert_async(holds, message)
+        return
     waits = holds.device.type == "cpu" or _settings.CHECK
     if _library.capturing(holds) or not waits:
         torch._assert_async(holds, message)

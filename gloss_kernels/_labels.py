@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import _library, _settings
 
+MOST_CLASSES = 1 << 16  # that labels may imply, or a class a document: an id for a label asks for terabytes
 WRONG = -2  # stands for a label that is none, on a GPU: nothing waits there to raise
 
 
@@ -34,6 +35,18 @@ def _known_labels(name: str, labels: Tensor, num_classes: int, ignored: int) -> 
         hint = " (ignore_index names the label of documents without one)" if got == -100 else ""  # torch's default
         raise ValueError(f"{name} must be 0..{num_classes - 1} or {ignored}, got {got} for document {at}{hint}")
     return torch.where(is_ignored, -1, labels)
+
+
+def count_classes(labels: Tensor) -> int:
+    """labels.max() + 1, at least 1; raises where that is no count of classes. Reads the labels."""
+    n = labels.shape[0]
+    classes = max(int(labels.max()) + 1 if n else 1, 1)
+    if classes > max(n, MOST_CLASSES):
+        raise ValueError(
+            f"labels must be numbers of classes, 0..C - 1, got {classes - 1} for document {int(labels.argmax())} "
+            "(num_classes= takes as many; torch.unique(labels, return_inverse=True) numbers them anew)"
+        )
+    return classes
 
 
 @torch.library.custom_op("gloss_kernels::known_labels", mutates_args=())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _backends, _checks, _library, _ops, reference
+from . import _backends, _checks, _ops, reference
 from ._files import replacing
 from ._math import compute_dtype
 from .topk import TopK, cosine_topk
@@ -48,18 +48,18 @@ class SimilarityGraph(NamedTuple):
     @property
     def num_nodes(self) -> int:
         """n."""
-        return len(self.crow_indices) - 1
+        return self.crow_indices.shape[0] - 1
 
     @property
     def num_edges(self) -> int:
         """nnz; an undirected edge counts twice."""
-        return len(self.values)
+        return self.values.shape[0]
 
     @property
     def row_indices(self) -> Tensor:
         """int64 [nnz]: the row of every entry."""
         nodes = torch.arange(self.num_nodes, device=self.crow_indices.device)
-        return nodes.repeat_interleave(self.crow_indices.diff(), output_size=len(self.values))
+        return nodes.repeat_interleave(self.crow_indices.diff(), output_size=self.values.shape[0])
 
     @property
     def edge_index(self) -> Tensor:
@@ -146,23 +146,32 @@ def check_graph(name: str, graph: Any) -> SimilarityGraph:
         if x.ndim != 1 or x.dtype not in kinds:
             wanted = " or ".join(map(str, kinds))
             raise ValueError(f"{name}.{part} must be a vector of {wanted}, got {x.dtype} {tuple(x.shape)}")
-    if len(crow) == 0 or len(col) != len(values):
+    if crow.shape[0] == 0 or col.shape[0] != values.shape[0]:
         raise ValueError(
-            f"{name} must have crow_indices [n + 1], col_indices and values [nnz], got lengths {len(crow)}, {len(col)} "
-            f"and {len(values)}"
+            f"{name} must have crow_indices [n + 1], col_indices and values [nnz], got lengths {crow.shape[0]}, "
+            f"{col.shape[0]} and {values.shape[0]}"
         )
+    if torch.compiler.is_compiling():
+        crow, col = checked_graph_op(name, crow, col, values.detach())
+        return graph._replace(crow_indices=crow, col_indices=col)
+    _check_entries(name, crow, col, values)
+    return graph
+
+
+def _check_entries(name: str, crow: Tensor, col: Tensor, values: Tensor) -> None:
+    """What guards memory: kernels index with the columns."""
     _checks.condition(
-        (crow[0] == 0) & (crow[-1] == len(col)) & (crow.diff() >= 0).all(),
-        f"{name}.crow_indices must rise from 0 to nnz = {len(col)}, got other numbers",
+        (crow[0] == 0) & (crow[-1] == col.shape[0]) & (crow.diff() >= 0).all(),
+        f"{name}.crow_indices must rise from 0 to nnz = {col.shape[0]}, got other numbers",
     )
-    if not len(col):
-        return graph
+    if col.shape[0] == 0:
+        return
     _checks.condition(
-        (col.min() >= 0) & (col.max() < len(crow) - 1),
-        f"{name}.col_indices must be nodes in 0..{len(crow) - 2}, got one outside",
+        (col.min() >= 0) & (col.max() < crow.shape[0] - 1),
+        f"{name}.col_indices must be nodes in 0..{crow.shape[0] - 2}, got one outside",
     )
-    starts = torch.zeros(len(col) + 1, dtype=torch.bool, device=col.device)  # of rows: there columns may fall
-    starts = starts.index_fill_(0, crow.clamp(0, len(col)), True)
+    starts = torch.zeros(col.shape[0] + 1, dtype=torch.bool, device=col.device)  # of rows: there columns may fall
+    starts = starts.index_fill_(0, crow.clamp(0, col.shape[0]), True)
     _checks.condition(
         ((col.diff() > 0) | starts[1:-1]).all(),
         f"{name}.col_indices must rise within a row, without repeats (SimilarityGraph.from_scipy sorts them), got "
@@ -172,7 +181,18 @@ def check_graph(name: str, graph: Any) -> SimilarityGraph:
         (torch.isfinite(values) & (values >= 0)).all(),
         f"{name}.values must be finite weights >= 0, got one that is negative, NaN or Inf",
     )
-    return graph
+
+
+@torch.library.custom_op("gloss_kernels::checked_graph", mutates_args=())
+def checked_graph_op(name: str, crow: Tensor, col: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Compiled code takes the structure from here, so that no kernel reads it before it was checked."""
+    _check_entries(name, crow, col, values)
+    return crow.clone(), col.clone()
+
+
+@checked_graph_op.register_fake
+def _(name: str, crow: Tensor, col: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(crow), torch.empty_like(col)
 
 
 def similarity_graph(
@@ -245,7 +265,7 @@ def similarity_graph(
 def gaussian_weights(neighbors: TopK, sigma: float | Tensor) -> Tensor:
     """exp((c - 1) / sigma^2) [n, k] for the neighbours' cosines c; plain torch, so sigma may be learned."""
     c, j = neighbors
-    sigma = check_sigma(sigma, len(c))
+    sigma = check_sigma(sigma, c.shape[0])
     distance = (c - 1).clamp(max=0)  # rounding may give duplicates a cosine above 1
     if isinstance(sigma, Tensor):
         sigma = sigma.to(c)
@@ -256,19 +276,16 @@ def gaussian_weights(neighbors: TopK, sigma: float | Tensor) -> Tensor:
 def check_sigma(sigma: Any, n: int) -> float | Tensor:
     if not isinstance(sigma, Tensor):
         return _checks.number("sigma", sigma, SMALLEST_SIGMA)
-    if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) != n):
+    if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] != n):
         raise ValueError(f"sigma must be a number, a 0-dim tensor or [{n}], got shape {tuple(sigma.shape)}")
     if not sigma.is_floating_point():
         raise TypeError(f"sigma must have a floating dtype, got {sigma.dtype}")
-    reads = sigma.device.type == "cpu" and not torch.compiler.is_compiling() and not _library.capturing(sigma)
-    if reads and not bool((sigma > 0).all()):
-        raise ValueError(f"sigma must be above 0, got {float(sigma.min())}")
-    return sigma
+    return _checks.at_least("sigma", sigma, SMALLEST_SIGMA)
 
 
 def neighbors_of(embeddings: Tensor, n_neighbors: int, *, backend: str = "auto") -> TopK:
     """cosine_topk of the embeddings among themselves; errors speak of embeddings and n_neighbors."""
-    most = len(embeddings) - 1
+    most = embeddings.shape[0] - 1
     if most < 1:
         raise ValueError(f"embeddings must have at least 2 rows, got {most + 1}")
     _checks.whole_number("n_neighbors", n_neighbors, 1)
@@ -276,6 +293,8 @@ def neighbors_of(embeddings: Tensor, n_neighbors: int, *, backend: str = "auto")
         raise ValueError(
             f"n_neighbors must be at most {most} (a document of {most + 1} has no more others), got {n_neighbors}"
         )
+    if torch.compiler.is_compiling() and embeddings.device.type == "cpu":
+        embeddings = _checks.finite_rows("embeddings", embeddings)
     try:
         return cosine_topk(embeddings, k=n_neighbors, backend=backend)
     except ValueError as error:
@@ -286,8 +305,8 @@ def _check_neighbors(neighbors: Any, embeddings: Tensor) -> TopK:
     if not (isinstance(neighbors, tuple) and len(neighbors) == 2 and all(isinstance(x, Tensor) for x in neighbors)):
         raise TypeError(f"neighbors must be TopK(values, indices), got {type(neighbors).__name__}")
     values, indices = neighbors
-    if values.ndim != 2 or len(values) != len(embeddings):
-        raise ValueError(f"neighbors.values must be [{len(embeddings)}, k], got shape {tuple(values.shape)}")
+    if values.ndim != 2 or values.shape[0] != embeddings.shape[0]:
+        raise ValueError(f"neighbors.values must be [{embeddings.shape[0]}, k], got shape {tuple(values.shape)}")
     if values.dtype not in _checks.FLOAT_DTYPES:
         raise TypeError(f"neighbors.values must have a floating dtype, got {values.dtype}")
     _checks.integers("neighbors.indices", indices, tuple(values.shape))
@@ -295,7 +314,7 @@ def _check_neighbors(neighbors: Any, embeddings: Tensor) -> TopK:
     _checks.same_device("neighbors.indices", indices, embeddings)
     if indices.numel() and not torch.compiler.is_compiling():  # the size of the graph is read as well, a little later
         low, high = (int(x) for x in indices.aminmax())
-        if low < 0 or high >= len(indices):
+        if low < 0 or high >= indices.shape[0]:
             outside = low if low < 0 else high
-            raise ValueError(f"neighbors.indices must be rows in 0..{len(indices) - 1}, got {outside}")
+            raise ValueError(f"neighbors.indices must be rows in 0..{indices.shape[0] - 1}, got {outside}")
     return TopK(values.to(compute_dtype(embeddings)), indices)

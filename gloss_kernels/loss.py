@@ -38,10 +38,11 @@ class GLoss(nn.Module):
         alpha: None for the harmonic solution, or label spreading with this alpha in (0, 1).
         target: what a hidden document is scored by: "nll" -log((1 - s) p_y + s / C) with s = 0.01; "published" cross
             entropy with p used as logits (the published code). reference.TARGETS is the table of them.
-        class_weight: float [C] as in torch.nn.CrossEntropyLoss: the mean is weighted.
+        class_weight: float [C] as in torch.nn.CrossEntropyLoss: the mean is weighted. A constant, without gradient.
         ignore_index: label of documents without one. They take part in the graph and are never scored.
         tol, max_iter: of the sparse solve, see :func:`propagate_labels`.
-        generator: torch.Generator for the choice of hidden documents.
+        generator: torch.Generator for the choice of hidden documents. Compiled code leaves its graph to draw from it
+            (fullgraph and export need hide_mask); within torch.utils.checkpoint it raises, give hide_mask there.
         backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Shapes: forward(embeddings [n, d], labels int64 [n], hide_mask bool [n] or None) -> scalar float32 (float64 for
@@ -51,7 +52,12 @@ class GLoss(nn.Module):
 
     Raises:
         TypeError, ValueError: naming the argument. A label that is no class raises on the CPU, compiled or not; on a
-            GPU its row and the loss become NaN, and GLOSS_KERNELS_CHECK=1 raises.
+            GPU its row and the loss become NaN, and GLOSS_KERNELS_CHECK=1 raises. So does a sigma below 1e-6 or NaN.
+        RuntimeError: a second derivative, or one in forward mode or by torch.func, was asked for: backend="reference"
+            has all of them.
+
+    Compiled and exported it does the same. An export with a dynamic batch stays on one side of 512 documents, where the
+    dense loss changes its path: ``torch.export.Dim("n", max=512)``.
 
     Warns:
         UserWarning: the sparse solve did not converge, see :func:`propagate_labels`.
@@ -222,11 +228,21 @@ def g_loss(
 
 def draw_hidden(known: Tensor, labeled_fraction: float, generator: torch.Generator | None = None) -> Tensor:
     """bool [n]: the documents to hide. Of the m documents with ``known`` label, ceil(m * labeled_fraction) keep it."""
-    device = known.device if generator is None else generator.device
-    keys = torch.rand(known.shape, generator=generator, device=device).to(known.device)
+    keys = torch.rand(known.shape, device=known.device) if generator is None else _drawn_by(generator, known)
     rank = torch.where(known, keys, 2.0).argsort().argsort()
     keep = torch.ceil(known.sum().double() * labeled_fraction - 1e-6)  # 0.1 * 30 is 3.0000000000000004
     return known & (rank >= keep)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _drawn_by(generator: torch.Generator, like: Tensor) -> Tensor:
+    """Compiled code has no generators: it leaves its graph for this."""
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "GLoss(generator=...) must not run again within a backward pass, as torch.utils.checkpoint makes it: it "
+            "would hide other documents. Give hide_mask, or generator=None, whose draw checkpoint repeats"
+        )
+    return torch.rand(like.shape, generator=generator, device=generator.device).to(like.device)
 
 
 def _g_loss(
@@ -241,13 +257,14 @@ def _g_loss(
     n, k = embeddings.shape[0], options.n_neighbors
     _checks.tensor("hide_mask", hide_mask, (n,), torch.bool)
     _checks.same_device("hide_mask", hide_mask, embeddings)
+    class_weight = None if class_weight is None else class_weight.detach()
     labels = known_labels("labels", labels, options.num_classes, options.ignore_index)
     visible, scored = torch.where(hide_mask, -1, labels), hide_mask & (labels >= 0)
     is_dense = k is None or n - 1 <= k
     backend = _backends.resolve(options.backend, embeddings.device)
     one_operator = is_dense and 0 < n <= _backends.dense_rows(backend)
-    if is_dense and not one_operator and not torch.compiler.is_compiling() and embeddings.device.type == "cpu":
-        _checks.finite_rows("embeddings", embeddings)  # the kernels do it else
+    if is_dense and not one_operator and embeddings.device.type == "cpu":
+        embeddings = _checks.finite_rows("embeddings", embeddings)  # the kernels do it else
     with torch.autocast(embeddings.device.type, enabled=False):
         if isinstance(sigma, str):
             sigma = estimate_sigma(sigma, embeddings, visible)
@@ -264,7 +281,10 @@ def _g_loss(
                 propagation = _sparse(embeddings, visible, sigma, options, backend)
             loss = reference.loss_on_hidden(propagation.probabilities, labels, scored, options.target, class_weight)
         if may_be_wrong(labels):
-            loss = loss * torch.where((labels == WRONG).any(), torch.nan, 1.0)
+            wrong = (labels == WRONG).any()
+            if isinstance(sigma, Tensor):
+                wrong = wrong | sigma.isnan().any()  # weights of NaN are no edges: the loss would be that of the prior
+            loss = loss * torch.where(wrong, torch.nan, 1.0)
         return loss, propagation._replace(probabilities=mark_wrong(propagation.probabilities, labels))
 
 
@@ -289,6 +309,8 @@ def _check_batch(embeddings: Any, labels: Any) -> None:
 def check_class_weight(weight: Any, num_classes: int) -> None:
     if weight is None:
         return
+    if isinstance(weight, Tensor) and weight.requires_grad:  # as in torch's cross_entropy, it has no gradient
+        raise ValueError("class_weight must be constant, got a tensor that requires grad: detach() it")
     if not isinstance(weight, Tensor) or tuple(weight.shape) != (num_classes,) or not weight.is_floating_point():
         got = f"{weight.dtype} {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
         raise ValueError(f"class_weight must be a floating tensor of shape [{num_classes}], got {got}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _backends, _checks, _library, _ops
 from ._backends.protocol import Edges
-from ._labels import known_labels, mark_wrong
+from ._labels import count_classes, known_labels, mark_wrong
 from ._math import drop_vanishing, one_hot
 from ._options import PropagateOptions
 from .graph import SimilarityGraph, check_graph
@@ -90,6 +90,9 @@ def propagate_labels(
             NaN. A graph on a GPU that is malformed (columns outside it, negative weights) stops the device by an
             assertion. GLOSS_KERNELS_CHECK=1 waits and raises for both.
 
+        RuntimeError: a second derivative, or one in forward mode or by torch.func, was asked for: backend="reference"
+            has all of them. Also of compiled code for a wrong prior or initial, which raise ValueError in eager mode.
+
     Warns:
         UserWarning: a solve, forward or backward, did not converge. Of a solve on a GPU it comes with a later call.
 
@@ -106,7 +109,7 @@ def propagate_labels(
         >>> bool(result.reachable.all())
         True
     """
-    check_graph("graph", graph)
+    graph = check_graph("graph", graph)
     if not graph.symmetric:
         raise ValueError("graph must be symmetric (similarity_graph with symmetrize='sum'), got a directed one")
     n = graph.num_nodes
@@ -115,7 +118,7 @@ def propagate_labels(
     if num_classes is None:
         if _library.capturing(labels):
             raise ValueError("num_classes must be given while a CUDA graph is captured, got None")
-        num_classes = max(int(labels.max()) + 1 if n else 1, 1)
+        num_classes = count_classes(labels)
     _checks.whole_number("num_classes", num_classes, 1)
     labels = known_labels("labels", labels, num_classes)
     options = PropagateOptions(alpha, normalization, prior_strength, tol, max_iter).checked()

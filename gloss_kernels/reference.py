@@ -16,13 +16,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._math import power
+from ._math import power, shortest_with_gradient
 
 
 def unit_rows(x: Tensor) -> Tensor:
     """Rows of x divided by their length, in float64; a zero row stays zero (and its gradient is zero). [n, d]"""
+    shortest = shortest_with_gradient(x.dtype)
     x = x.double()
     largest = x.detach().abs().amax(dim=1, keepdim=True)  # first to size 1, so that squares neither vanish nor overflow
+    x = torch.where(largest >= shortest, x, x.detach())
     x = x / torch.where(largest > 0, largest, 1.0)
     squared = (x * x).sum(dim=1, keepdim=True)
     return torch.where(squared > 0, x / torch.where(squared > 0, squared, 1.0).sqrt(), 0.0)

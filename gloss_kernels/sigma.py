@@ -50,10 +50,11 @@ def sigma_root(embeddings: Tensor) -> Tensor:
         0.687
     """
     d = _distances(_sample(_checks.matrix("embeddings", embeddings)))
-    upper = torch.triu_indices(len(d), len(d), offset=1, device=d.device)
-    pairs = d[upper[0], upper[1]]
-    if len(pairs) == 0:
+    n = d.shape[0]
+    if n < 2:
         return d.new_ones(())
+    # All but the diagonal: every pair twice, which leaves the median. (triu_indices would fix n in an export.)
+    pairs = d.flatten()[1:].view(n - 1, n + 1)[:, :-1]
     return (pairs.median() / 3).sqrt().clamp(min=SMALLEST)
 
 
@@ -82,11 +83,11 @@ def sigma_mst(embeddings: Tensor, labels: Tensor) -> Tensor:
         0.471
     """
     _checks.matrix("embeddings", embeddings)
-    _checks.integers("labels", labels, (len(embeddings),))
+    _checks.integers("labels", labels, (embeddings.shape[0],))
     y = _sample(labels)
     d = _distances(_sample(embeddings))
     between = (y[:, None] != y[None, :]) & (y[:, None] >= 0) & (y[None, :] >= 0)
-    smallest = torch.where(between, d, torch.inf).amin() if len(d) else d.new_full((), torch.inf)
+    smallest = torch.where(between, d, torch.inf).amin() if d.shape[0] > 0 else d.new_full((), torch.inf)
     return torch.where(smallest.isinf(), sigma_root(embeddings), (smallest / 3).clamp(min=SMALLEST))
 
 
@@ -116,16 +117,17 @@ def sigma_self_tuning(embeddings: Tensor, neighbor: int = 7) -> Tensor:
     _checks.matrix("embeddings", embeddings)
     _checks.whole_number("neighbor", neighbor, 1)
     d = _distances(embeddings)
-    n = len(d)
+    n = d.shape[0]
     if n < 2:
         return d.new_ones(n)
     return d.kthvalue(min(neighbor + 1, n), dim=1).values.clamp(min=SMALLEST)  # + 1: the first is itself
 
 
 def _sample(x: Tensor) -> Tensor:
-    return x[:: -(-len(x) // MAX_ROWS)] if len(x) > MAX_ROWS else x
+    return x[:: -(-x.shape[0] // MAX_ROWS)] if x.shape[0] > MAX_ROWS else x
 
 
 def _distances(embeddings: Tensor) -> Tensor:
     u = unit_rows(embeddings.detach())
-    return (2 - 2 * product(u, u.T)).clamp(min=0).sqrt().fill_diagonal_(0)
+    itself = torch.eye(u.shape[0], dtype=torch.bool, device=u.device)  # fill_diagonal_ would fix the size in an export
+    return (2 - 2 * product(u, u.T)).clamp(min=0).sqrt().masked_fill(itself, 0.0)

@@ -39,7 +39,7 @@ def cosine_topk(
 
     Args:
         queries: [n, d] float64, float32, float16 or bfloat16; any row stride. Need not be normalised. A zero row has
-            cosine 0 with everything and gradient 0.
+            cosine 0 with everything and gradient 0; gradient 0 has, too, a row shorter than 1e-32 (float64: 1e-280).
         corpus: [m, d], the rows to search. None searches ``queries`` itself (half the work).
         k: neighbours per row, 1 to m (m - 1 if exclude_self).
         exclude_self: leave out corpus row i for query i, by index (duplicates stay). Default: True iff corpus is None.
@@ -59,7 +59,8 @@ def cosine_topk(
     Raises:
         TypeError, ValueError: naming the argument; a row that contains NaN or Inf is named by its index. Of rows on a
             GPU only with GLOSS_KERNELS_CHECK=1: else such a row has NaN for values.
-        RuntimeError: a backend that was named and cannot run here.
+        RuntimeError: a backend that was named and cannot run here; a second derivative, or one in forward mode or by
+            torch.func (backend="reference" has all of them).
 
     Source: filter in 16 bit, compact, refine; docs/architecture.md, section 3.
 
@@ -84,23 +85,23 @@ def cosine_topk(
             raise TypeError(f"corpus must be {queries.dtype} as queries, got {corpus.dtype}")
     if exclude_self is None:
         exclude_self = corpus is None
-    rows = len(queries if corpus is None else corpus)
-    if exclude_self and len(queries) > rows:
+    rows = (queries if corpus is None else corpus).shape[0]
+    if exclude_self and queries.shape[0] > rows:
         raise ValueError(
-            f"exclude_self must be False where there are more queries than corpus rows, got {len(queries)} queries for "
-            f"{rows} rows"
+            f"exclude_self must be False where there are more queries than corpus rows, got {queries.shape[0]} queries "
+            f"for {rows} rows"
         )
     candidates = rows - int(exclude_self)
     _checks.whole_number("k", k, 1)
-    if k > candidates and len(queries) > 0:
+    if k > candidates and queries.shape[0] > 0:
         note = ", itself left out" if exclude_self else ""
         raise ValueError(f"k must be at most {candidates} (corpus of {rows} rows{note}), got {k}")
     if hint is not None:
         columns = hint.shape[-1] if isinstance(hint, Tensor) and hint.ndim == 2 else "any"
-        _checks.tensor("hint", hint, (len(queries), columns), torch.int64)
+        _checks.tensor("hint", hint, (queries.shape[0], columns), torch.int64)
         _checks.same_device("hint", hint, queries)
     chosen = _backends.resolve(backend, queries.device)
-    if len(queries) == 0:
+    if queries.shape[0] == 0:
         values = queries.new_empty((0, k), dtype=compute_dtype(queries))
         return TopK(values, values.new_empty((0, k), dtype=torch.int64))
     return TopK(*_ops.topk.cosine_topk(queries, corpus, k, exclude_self, hint, chosen))

@@ -1,10 +1,13 @@
 """Stage loss: GLoss and g_loss, dense and sparse, against the reference."""
 
+import functools
+
 import pytest
 import torch
 from conftest import AUTO_AND_KERNELS, documents, labels_for
 from grid import SIMULATED, grid
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gloss_kernels import GLoss, _backends, g_loss, reference
 from gloss_kernels._ops.loss import dense_loss_op, dense_propagate_op
@@ -252,20 +255,125 @@ def test_compile_fullgraph(n_neighbors: int | None, backend: str) -> None:
     compile_and_compare(n_neighbors, "self-tuning", backend, "inductor")
 
 
-def compile_and_compare(n_neighbors: int | None, sigma: float | str, backend: str, compiler: str) -> None:
+SIZES = (48, 33, 64)  # of batches: the second one makes the shapes symbols, the third must find them so
+
+
+def compile_and_compare(
+    n_neighbors: int | None, sigma: float | str, backend: str, compiler: str, dynamic: bool | None = None
+) -> None:
     torch._dynamo.reset()  # the variants before this one count against the limit of recompilations
-    x, labels, hidden = batch(48)
     plain, to_compile = (GLoss(4, n_neighbors=n_neighbors, sigma=sigma, backend=backend) for _ in range(2))
-    compiled = torch.compile(to_compile, fullgraph=True, backend=compiler)
-    results = []
-    for loss_fn in (plain, compiled):
-        y = x.clone().requires_grad_()
-        loss = loss_fn(y, labels, hidden)
+    compiled = torch.compile(to_compile, fullgraph=True, backend=compiler, dynamic=dynamic)
+    for n in (*SIZES, *reversed(SIZES)):
+        results = []
+        x, labels, hidden = batch(n)
+        for loss_fn in (plain, compiled):
+            y = x.clone().requires_grad_()
+            loss = loss_fn(y, labels, hidden)
+            loss.backward()
+            results.append((loss.detach(), y.grad))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+        loss = compiled(y, labels)  # draws the hidden documents inside the graph
         loss.backward()
-        results.append((loss.detach(), y.grad))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
-    compiled(x, labels)  # draws the hidden documents inside the graph
-    assert compiled.last is not None and compiled.last.probabilities.shape == (48, 4)
+        assert loss.isfinite() and compiled.last is not None and compiled.last.probabilities.shape == (n, 4)
+
+
+COMPILED = {
+    "default": {},
+    "sparse": {"n_neighbors": 6},
+    "root": {"sigma": "root"},
+    "mst": {"sigma": "mst"},
+    "published": {"normalization": "published", "target": "published"},
+    "spreading": {"alpha": 0.9},
+}
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("how", COMPILED)
+def test_compiled_at_many_sizes(how: str, dynamic: bool | None) -> None:
+    """As a user compiles a step: the hidden documents are drawn inside; also g_loss, and sigma as an argument."""
+    torch._dynamo.reset()
+
+    def step(x: Tensor, labels: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+        sigma = COMPILED[how].get("sigma", scale)
+        return g_loss(x, labels, 4, hidden, **COMPILED[how] | {"sigma": sigma})
+
+    module = torch.compile(GLoss(4, **COMPILED[how]), fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for n in (*SIZES, *reversed(SIZES)):
+        x, labels, hidden = batch(n)
+        assert module(x, labels).isfinite()
+        for scale in (0.4, 0.5, 0.6):
+            expected = step(x, labels, hidden, scale)
+            torch.testing.assert_close(compiled(x, labels, hidden, scale), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("how", COMPILED)
+def test_exported_with_a_dynamic_batch(how: str, strict: bool) -> None:
+    torch._dynamo.reset()
+    loss_fn, n = GLoss(4, **COMPILED[how]), torch.export.Dim("n", min=8, max=512)
+    for example in SIZES:
+        shapes = {"embeddings": {0: n}, "labels": {0: n}, "hide_mask": {0: n}}
+        program = torch.export.export(loss_fn, batch(example), dynamic_shapes=shapes, strict=strict).module()
+        for size in (*SIZES, *reversed(SIZES)):
+            x, labels, hidden = batch(size)
+            y, z = x.clone().requires_grad_(), x.clone().requires_grad_()
+            found, expected = program(y, labels, hidden), loss_fn(z, labels, hidden)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+            found.backward()
+            expected.backward()
+            torch.testing.assert_close(y.grad, z.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_compiled_loss_with_a_generator_draws_the_same() -> None:
+    torch._dynamo.reset()
+    plain, to_compile = (GLoss(4, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    compiled = torch.compile(to_compile, backend="aot_eager")
+    for n in (*SIZES, *reversed(SIZES)):
+        x, labels, _ = batch(n)
+        torch.testing.assert_close(compiled(x, labels), plain(x, labels), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing(use_reentrant: bool) -> None:
+    """The forward pass runs again: with the global generator it hides the same documents, with another it says so."""
+    x, labels, hidden = batch(60)
+    x.requires_grad_()
+    again = functools.partial(checkpoint, use_reentrant=use_reentrant)
+    torch.manual_seed(5)
+    wanted = torch.autograd.grad(GLoss(4)(x, labels), x)[0]
+    torch.manual_seed(5)
+    again(GLoss(4), x, labels).backward()
+    assert x.grad is not None and torch.equal(x.grad, wanted)
+    own = GLoss(4, generator=torch.Generator().manual_seed(1))
+    again(own, x, labels, hidden).backward()
+    loss = again(own, x, labels)
+    with pytest.raises(RuntimeError, match=r"^GLoss\(generator=...\) must not run again .* Give hide_mask"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("backend", [*AUTO_AND_KERNELS, "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_too_short_for_a_gradient(dtype: torch.dtype, backend: str, n_neighbors: int | None) -> None:
+    """1 / |x| of them is beyond their dtype: gradient 0, as of a zero row, and no NaN in that of the others."""
+    for length in (1e-42, 1e-45) if dtype == torch.float32 else (1e-290, 1e-310, 1e-320):
+        x, labels, hidden = batch(24, torch.float64)
+        x[5] *= length
+        x = x.to(dtype).requires_grad_()
+        loss = GLoss(4, n_neighbors=n_neighbors, backend=backend)(x, labels, hidden)
+        grad = torch.autograd.grad(loss, x)[0]
+        assert loss.isfinite() and grad.isfinite().all() and (grad[5] == 0).all() and (grad[4] != 0).any()
+
+
+def test_class_weights_are_constant(n_neighbors: int | None) -> None:
+    x, labels, hidden = batch(24)
+    weight = torch.ones(4, requires_grad=True)
+    with pytest.raises(ValueError, match=r"^class_weight must be constant"):
+        GLoss(4, n_neighbors=n_neighbors, class_weight=weight)
+    loss_fn = GLoss(4, n_neighbors=n_neighbors, class_weight=torch.ones(4))
+    loss_fn.class_weight = weight  # set later: no gradient, whatever the path
+    assert not loss_fn(x, labels, hidden).requires_grad
 
 
 def test_non_contiguous_and_partly_frozen() -> None:

@@ -6,6 +6,8 @@ tests show on CPU tensors by the kernels themselves and by the code for a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from conftest import AUTO_AND_KERNELS, BACKENDS, DEVICE, documents, labels_for
@@ -212,3 +214,100 @@ def test_a_hint_may_hold_anything(backend: str) -> None:
     hint = expected.indices.clone()
     hint[::2] = torch.tensor([-1, 60, 10**12, -(2**63), 2**63 - 1])
     assert torch.equal(cosine_topk(x, k=5, hint=hint, backend=backend).indices, expected.indices)
+
+
+# ------------------------------------------------------------------------------------------ compiled as eager
+BROKEN: dict[str, tuple[Callable[[SimilarityGraph], SimilarityGraph], str]] = {
+    "columns": (
+        lambda g: g._replace(col_indices=g.col_indices.index_fill(0, torch.tensor([10]), 10**9)),
+        "col_indices",
+    ),
+    "negative columns": (
+        lambda g: g._replace(col_indices=g.col_indices.index_fill(0, torch.tensor([0]), -1)),
+        "col_ind",
+    ),
+    "rows": (lambda g: g._replace(crow_indices=g.crow_indices.index_fill(0, torch.tensor([N]), 10**9)), "crow_indices"),
+    "weights": (lambda g: g._replace(values=g.values.index_fill(0, torch.tensor([3]), -1.0)), "values must be finite"),
+}
+
+
+@on_cpu
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_graph_raises_in_compiled_code(how: str) -> None:
+    torch._dynamo.reset()
+    labels = labels_for(N, C)
+
+    def run(crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
+        return propagate_labels(SimilarityGraph(crow, col, values), labels, C).probabilities
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    spoil, message = BROKEN[how]
+    for n_neighbors in (5, 4, 6):  # three numbers of edges
+        good = similarity_graph(documents(N, 8), n_neighbors)
+        torch.testing.assert_close(compiled(*good[:3]), run(*good[:3]))
+        for f in (run, compiled):
+            with pytest.raises(ValueError, match=f"graph.{message}" if "values" not in message else message):
+                f(*spoil(good)[:3])
+
+
+@on_cpu
+@pytest.mark.parametrize("mode", ["eager", "compiled", "exported"])
+def test_numbers_are_checked_compiled_or_not(mode: str, n_neighbors: int | None) -> None:
+    torch._dynamo.reset()
+    loss_fn = GLoss(C, n_neighbors=n_neighbors, sigma=torch.nn.Parameter(torch.tensor(0.5)))
+    sigma, run = loss_fn.sigma, loss_fn
+    if mode == "compiled":
+        run = torch.compile(loss_fn, fullgraph=True, backend="aot_eager")
+    if mode == "exported":
+        run = torch.export.export(loss_fn, batch()).module()
+        sigma = next(run.parameters())
+    assert run(*batch()).isfinite()
+    for wrong in (0.0, torch.nan, -1.0, 1e-30, torch.inf):
+        sigma.data = torch.tensor(wrong)
+        with pytest.raises(ValueError, match="sigma must be a finite number of at least 1e-06, got"):
+            run(*batch())
+    sigma.data = torch.tensor(0.5)
+    x, labels, hidden = batch()
+    x[4, 1] = torch.nan
+    with pytest.raises(ValueError, match="embeddings: row 4 contains NaN or Inf"):
+        run(x, labels, hidden)
+    for wrong in (C, -100):
+        with pytest.raises(ValueError, match=f"labels must be 0..3 or -1, got {wrong} for document 3"):
+            run(*batch(wrong))
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_on_a_gpu_a_wrong_sigma_makes_nan(
+    backend: str, n_neighbors: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code for a sigma that nobody reads."""
+    monkeypatch.setattr("gloss_kernels._checks._library.capturing", lambda x: x.numel() == 1 and x.is_floating_point())
+    monkeypatch.setattr("gloss_kernels.loss.may_be_wrong", lambda labels: True)
+    for wrong in (0.0, -1.0, torch.nan):
+        loss_fn = GLoss(C, n_neighbors=n_neighbors, sigma=torch.tensor(wrong), backend=backend)
+        if backend == "triton" and n_neighbors is None and _backends.dense_rows(backend) > 0:
+            with pytest.raises(RuntimeError, match="raise sigma"):  # it waits once, for its factorisation
+                loss_fn(*batch())
+        else:
+            assert loss_fn(*batch()).isnan()
+
+
+def test_labels_that_are_no_classes_are_named() -> None:
+    x, labels, _ = batch(10**12)
+    graph = similarity_graph(x, 5)
+    for call in (lambda: propagate_labels(graph, labels), lambda: CorpusGLoss(labels, 8, n_neighbors=3)):
+        with pytest.raises(
+            ValueError, match=r"^labels must be numbers of classes, .* got 1000000000000 for document 3"
+        ):
+            call()
+    unsigned = batch(-1)[1].to(torch.uint8)  # 255
+    for call in (lambda: propagate_labels(graph, unsigned), lambda: GLoss(256)(x, unsigned),
+                 lambda: CorpusGLoss(unsigned, 8, n_neighbors=3)):  # fmt: skip
+        with pytest.raises(TypeError, match=r"^labels must be torch.int64, where -1 stands for none, got torch.uint8"):
+            call()
+
+
+def test_products_fit() -> None:
+    for b in (torch.ones(4, 2), torch.ones(2, 4).T):
+        with pytest.raises(ValueError, match=r"^b must be float32 with 3 rows"):
+            torch.ops.gloss_kernels.product(torch.ones(2, 3), b)

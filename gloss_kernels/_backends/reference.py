@@ -16,10 +16,9 @@ dense_rows = math.inf  # of dense_loss
 
 
 def cosine_topk(search: Search) -> tuple[Tensor, Tensor]:
-    _checks.finite_rows("queries", search.queries)
-    if search.corpus is not None:
-        _checks.finite_rows("corpus", search.corpus)
-    values, indices = reference.cosine_topk(search.queries, search.corpus, search.k, search.exclude_self)
+    queries = _checks.finite_rows("queries", search.queries)
+    corpus = None if search.corpus is None else _checks.finite_rows("corpus", search.corpus)
+    values, indices = reference.cosine_topk(queries, corpus, search.k, search.exclude_self)
     return values.to(compute_dtype(search.queries)), indices.contiguous()
 
 
@@ -61,8 +60,8 @@ def propagate(system: System, boundary: Tensor, has_initial: bool, tol: float) -
 
 
 def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
-    _checks.finite_rows("embeddings", batch.embeddings)
-    exponent = (reference.cosine(batch.embeddings) - 1) * batch.inverse_sigma[:, None] * batch.inverse_sigma[None, :]
+    embeddings = _checks.finite_rows("embeddings", batch.embeddings)
+    exponent = (reference.cosine(embeddings) - 1) * batch.inverse_sigma[:, None] * batch.inverse_sigma[None, :]
     itself = torch.eye(len(exponent), dtype=torch.bool, device=exponent.device)
     a = exponent.masked_fill(itself, -torch.inf).exp()
     f, reachable = reference.propagate_labels(a, batch.labels, batch.num_classes, batch.alpha, batch.normalization)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _backends, _checks
-from .._labels import known_labels
+from .._labels import count_classes, known_labels
 from .._math import drop_vanishing, unit_rows
 from .._options import TARGETS, PropagateOptions
 from .._product import product
@@ -125,8 +125,8 @@ class CorpusGLoss(nn.Module):
         _checks.integers("labels", labels, (n,))
         self.dim = _checks.whole_number("dim", dim, 1)
         if num_classes is None:
-            num_classes = int(labels.max()) + 1 if len(labels) else 0
-            if num_classes < 1:
+            num_classes = count_classes(labels)
+            if not bool((labels >= 0).any()):
                 raise ValueError("labels must have one of at least 0, got no document with a label")
         self.num_classes = _checks.whole_number("num_classes", num_classes, 1)
         known_labels("labels", labels.cpu(), num_classes)
