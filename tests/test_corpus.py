@@ -361,7 +361,7 @@ def test_unlabelled_documents_carry_labels_further() -> None:
     loss_fn.bank.labels[hidden] = labels[hidden]
     loss = loss_fn(x[hidden], hidden)
     assert loss_fn.last.reachable.all() and loss < 0.69
-    loss_fn.bank.reachable.zero_()  # as if nothing had been propagated
+    loss_fn.bank.reached.zero_()  # as if nothing had been propagated
     loss = loss_fn(x[hidden], hidden)
     assert not loss_fn.last.reachable.any()
     torch.testing.assert_close(loss, torch.tensor(2.0).log())
@@ -422,7 +422,6 @@ def test_classes_absent_from_the_neighbours() -> None:
 def test_nothing_to_score_nothing_to_reach() -> None:
     loss_fn = module()
     loss_fn.bank.labels[:9] = -1
-    loss_fn.bank.count()
     loss, grad = loss_and_grad(loss_fn, documents(9, D), torch.arange(9))
     assert loss == 0 and (grad == 0).all()
     loss, grad = loss_and_grad(module(), documents(N, D), torch.arange(N))  # the batch is the corpus

@@ -17,7 +17,8 @@ from .bank import CHUNK, Bank
 
 class BankIndex:
     """An index of the bank's rows that is built anew every ``every`` steps (None: when as many rows were written as
-    the bank has), and after :meth:`drop`. options: arguments of NeighborIndex.build."""
+    the bank has), after :meth:`drop`, and when others wrote to the bank's rows. options: arguments of
+    NeighborIndex.build."""
 
     def __init__(self, options: dict[str, Any], every: int | None) -> None:
         self.options, self.every = options, every
@@ -40,7 +41,7 @@ class BankIndex:
     def search(self, bank: Bank, queries: Tensor, k: int, left_out: Tensor | None) -> tuple[Tensor, Tensor]:
         """As Bank.search, approximately; a cosine of -inf: there is none."""
         due = self._rows >= len(bank) if self.every is None else self._steps >= self.every
-        if self._index is None or due:
+        if self._index is None or due or bank.is_changed:
             self._build(bank)
         assert self._index is not None
         device, queries = queries.device, queries.to(bank.rows.device)
@@ -66,7 +67,7 @@ class BankIndex:
         for start in range(0, len(rows), CHUNK):
             queries = rows[start : start + CHUNK]
             indices = self._index.search(queries.float(), k + 1).indices.to(rows.device)
-            own = torch.arange(start, start + len(queries), device=rows.device)[:, None]
+            own = torch.arange(start, start + len(queries), dtype=torch.int64, device=rows.device)[:, None]
             others = (indices != own) & (indices >= 0)
             short = others.sum(dim=1) < k
             indices = indices.gather(1, _first(others, k))
@@ -83,6 +84,7 @@ class BankIndex:
 
     def _build(self, bank: Bank) -> None:
         self.drop()
+        bank.version = bank.rows._version
         if bank.num_filled < len(bank):
             self._documents = bank.filled.nonzero().squeeze(1)
         rows = bank.rows if self._documents is None else bank.rows[self._documents]

@@ -18,9 +18,12 @@ from ..graph import SMALLEST_SIGMA, SimilarityGraph, similarity_graph
 from ..loss import check_class_weight
 from ..propagate import Propagation, propagate_labels
 from ..reference import loss_on_hidden
-from .bank import Bank, check_ids, check_rows
+from .bank import Bank, check_ids, check_rows, leave_inference
+from .ddp import refuse_ddp
 from .harmonic import harmonic
 from .index import check_index
+
+NEVER = 1 << 62  # steps, and rows, since labels were propagated: more than any setting waits for
 
 
 class CorpusGLoss(nn.Module):
@@ -43,6 +46,16 @@ class CorpusGLoss(nn.Module):
     module is next used (forward, refresh, predict, propagate, add, state_dict) or by :meth:`flush`. What autograd
     saves are copies of bank rows, so that several forwards before one backward are right too. A forward in eval mode
     or under no_grad writes no rows.
+
+    Several processes: keep this module outside of what DistributedDataParallel wraps (inside, a step raises), and give
+    every process the rows and ids of all, so that all keep the same bank; the gradient that DDP averages is then that
+    of the whole batch::
+
+        z = torch.cat(torch.distributed.nn.functional.all_gather(ddp_encoder(inputs)))
+        loss = gloss(z, torch.cat(torch.distributed.nn.functional.all_gather(document_ids)))
+
+    All state is in buffers, and may be copied from another module of the same size (an average of models, a broadcast).
+    In an average of the buffers themselves the labels, integers, may be wrong: the next use raises.
 
     Documents without a label (-1) pass labels on as well: every ``propagate_every`` steps labels are propagated over
     the graph of the whole bank, and between, the probabilities that an unlabelled document received stand for its
@@ -148,10 +161,18 @@ class CorpusGLoss(nn.Module):
         self.backend = _checks.choice("backend", backend, _backends.BACKENDS)
         where = None if bank_device is None else torch.device(bank_device)
         self.bank = Bank(labels, self.dim, num_classes, bank_dtype, where)
-        self.register_buffer("counters", torch.zeros(3, dtype=torch.int64))
-        self.steps = self._since_propagation = self._rows_since_propagation = 0  # counters, as Python numbers
+        with torch.inference_mode(False):
+            leave_inference(self)  # class_weight
+            # steps; steps, and rows written, since labels were propagated
+            counters = torch.tensor([0, NEVER, NEVER], dtype=torch.int64, device=labels.device)
+            self.register_buffer("counters", counters)
         self._pending: list[tuple[Tensor, Tensor]] = []
         self.last: Propagation | None = None
+
+    @property
+    def steps(self) -> int:
+        """Forwards in training mode so far; reads the device."""
+        return int(self.counters[0])
 
     # -------------------------------------------------------------------------------------------- the bank
     def refresh(self, embeddings: Tensor, document_ids: Tensor | None = None) -> None:
@@ -163,7 +184,7 @@ class CorpusGLoss(nn.Module):
             raise ValueError(f"embeddings must have {len(self.bank)} rows where document_ids is None, got {len(x)}")
         self.flush()
         self.bank.write(document_ids, x)
-        self._rows_since_propagation += len(x)
+        self.counters[2] += len(x)
         if self.index is not None:
             self.index.drop()
 
@@ -213,8 +234,10 @@ class CorpusGLoss(nn.Module):
         """The loss of one batch: live rows [b, d] of the documents int64 [b]."""
         x = check_rows("embeddings", embeddings, self.dim)
         ids = check_ids("document_ids", document_ids, len(x), len(self.bank))
-        self.flush()
         is_step = self.training and torch.is_grad_enabled()
+        if is_step:
+            refuse_ddp(self)
+        self.flush()
         self._propagate_if_due()
         with self._full_precision(x):
             u = unit_rows(x)
@@ -253,12 +276,12 @@ class CorpusGLoss(nn.Module):
         The result is kept, and stands for the labels of unlabelled documents. Documents without a row have the prior.
         """
         self.flush()
-        bank = self.bank
-        self._require_rows()
-        whole = bank.num_filled == len(bank)
-        here = torch.arange(len(bank), device=bank.rows.device) if whole else bank.filled.nonzero().squeeze(1)
+        bank, (_, since, _) = self.bank, self.counters.tolist()
+        whole = self._count_rows() == len(bank)
+        where = bank.rows.device
+        here = torch.arange(len(bank), dtype=torch.int64, device=where) if whole else bank.filled.nonzero().squeeze(1)
         rows, labels = (bank.rows, bank.labels) if whole else (bank.rows[here], bank.labels[here])
-        soft = torch.full((len(bank), self.num_classes), 1 / self.num_classes, device=rows.device)
+        soft = torch.full((len(bank), self.num_classes), 1 / self.num_classes, dtype=torch.float32, device=where)
         reachable = torch.zeros_like(bank.filled)
         k = min(self.n_neighbors, len(rows) - 1)
         with self._full_precision(rows):
@@ -269,24 +292,23 @@ class CorpusGLoss(nn.Module):
                 graph = similarity_graph(rows, k, sigma=self.sigma, neighbors=neighbors, backend=self.backend)
             found = propagate_labels(
                 graph, labels, self.num_classes, tol=self.tol, max_iter=self.max_iter,
-                initial=bank.soft[here] if len(bank.soft) else None, backend=self.backend,
+                initial=bank.soft[here] if len(bank.soft) and since < NEVER else None, backend=self.backend,
             )  # fmt: skip
         soft[here] = found.probabilities.float()
         # A solve that did not converge may leave rows that sum to nothing: they have no say.
         reachable[here] = found.reachable & (soft[here].sum(dim=1) > 0.5)
-        bank.soft, bank.reachable = soft, reachable
-        self._since_propagation = self._rows_since_propagation = 0
+        if bank.has_unlabeled:
+            bank.keep(soft, reachable)
+        self.counters[1:] = 0
         return Propagation(soft, found.iterations, found.residual, reachable)
 
     # -------------------------------------------------------------------------------------------- the edges
     def _neighbors(self, u: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Of live rows u [b, d] the nearest documents of the bank [b, k], those of the batch left out, and cosines."""
-        self._require_rows()
-        bank = self.bank
-        others = bank.num_filled
+        bank, others = self.bank, self._count_rows()
         if ids is not None:
             whole = others == len(bank)
-            others -= len(ids) if whole else int(bank.filled[ids.to(bank.filled.device)].sum())
+            others -= len(ids) if whole else int((bank.written[ids.to(bank.written.device)] > 0).sum())
         k = min(self.n_neighbors, others)
         if k == 0 or len(u) == 0:
             return torch.empty(len(u), 0, dtype=torch.int64, device=u.device), u[:, :0]
@@ -298,11 +320,12 @@ class CorpusGLoss(nn.Module):
         """A_BL Y_L, float64 [b, C]: the weights to the bank's documents, summed by what they say of the classes."""
         bank, w = self.bank, self._weights(cosines)
         indices = indices.to(bank.labels.device)
-        y = bank.labels[indices].to(w.device)
+        of_bank = bank.labels[indices]
+        y = of_bank.to(w.device)
         total = w.new_zeros(len(w), self.num_classes).scatter_add(1, y.clamp(min=0), w * (y >= 0))
-        if not bank.has_unlabeled:
+        if not bool((of_bank < 0).any()):
             return total
-        counts = (bank.labels[indices] < 0) & bank.reachable[indices]
+        counts = (of_bank < 0) & (bank.reached[indices] > 0)
         row, column = counts.nonzero(as_tuple=True)
         says = bank.soft[indices[row, column]].to(w).clamp(min=0)
         row, column = row.to(w.device), column.to(w.device)
@@ -325,18 +348,22 @@ class CorpusGLoss(nn.Module):
         return drop_vanishing(torch.exp((cosines.double() - 1).clamp(max=0) * (1 / self.sigma**2)))
 
     # -------------------------------------------------------------------------------------------- now and then
-    def _require_rows(self) -> None:
-        if self.bank.num_filled == 0:
+    def _count_rows(self) -> int:
+        """Documents with a row; RuntimeError where there is none, or where the bank is no bank any more."""
+        self.bank.check()
+        count = self.bank.num_filled
+        if count == 0:
             raise RuntimeError(
                 "the memory bank is empty: call refresh(embeddings) or refresh_from(encode, batches) first"
             )
+        return count
 
     def _propagate_if_due(self) -> None:
         if not self.bank.has_unlabeled:
             return
-        every, n = self.propagate_every, len(self.bank)
-        due = self._rows_since_propagation >= n if every is None else self._since_propagation >= every
-        if not len(self.bank.soft) or due:
+        _, steps, rows = self.counters.tolist()
+        due = rows >= len(self.bank) if self.propagate_every is None else steps >= self.propagate_every
+        if due or not len(self.bank.soft):
             self.propagate()
 
     @contextlib.contextmanager
@@ -346,13 +373,13 @@ class CorpusGLoss(nn.Module):
             yield
 
     def _count(self, rows: int) -> None:
-        self.steps += 1
-        self._since_propagation += 1
-        self._rows_since_propagation += rows
+        self.counters[:2] += 1
+        self.counters[2] += rows
         if self.index is not None:
             self.index.count(rows)
 
     # -------------------------------------------------------------------------------------------- torch
+    @torch.inference_mode(False)
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CorpusGLoss:
         self.flush()
         if self.index is not None:  # its rows stay where they were
@@ -364,16 +391,16 @@ class CorpusGLoss(nn.Module):
         self.flush()
         if self.index is not None:
             self.index.drop()
-        counters = (self.steps, self._since_propagation, self._rows_since_propagation)
-        self.counters = torch.tensor(counters, device=self.counters.device)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self._pending = []
         if self.index is not None:
             self.index.drop()
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
-        self.steps, self._since_propagation, self._rows_since_propagation = self.counters.tolist()
+        leave_inference(self)
 
     def extra_repr(self) -> str:
         return (
