@@ -5,6 +5,8 @@ Four stages, the same four names on every floor::
     embeddings --topk--> neighbours --graph--> sparse graph --propagate--> probabilities --loss--> scalar
 """
 
+import torch
+
 from . import sigma
 from ._backends import BackendStatus, available_backends
 from ._progress import progress, topk_statistics
@@ -16,6 +18,9 @@ from .propagate import Propagation, propagate_labels
 from .topk import TopK, cosine_topk
 
 __version__ = "0.1.0"
+
+# Tuples of tensors: torch.load(weights_only=True) may make them again.
+torch.serialization.add_safe_globals([Propagation, SimilarityGraph, TopK])
 
 __all__ = [
     "BackendStatus",

@@ -111,7 +111,10 @@ def propagate_labels(
     """
     graph = check_graph("graph", graph)
     if not graph.symmetric:
-        raise ValueError("graph must be symmetric (similarity_graph with symmetrize='sum'), got a directed one")
+        raise ValueError(
+            "graph must be symmetric (similarity_graph with symmetrize='sum'; from a scipy matrix: "
+            "from_scipy((matrix + matrix.T) / 2)), got a directed one"
+        )
     n = graph.num_nodes
     _checks.integers("labels", labels, (n,))
     _checks.same_device("labels", labels, graph.values)

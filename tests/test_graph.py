@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import BACKENDS, assert_no_worse, documents
+from conftest import BACKENDS, assert_no_worse, documents, labels_for
 from grid import SIMULATED, grid
 
-from gloss_kernels import SimilarityGraph, cosine_topk, reference, similarity_graph
+from gloss_kernels import SimilarityGraph, cosine_topk, propagate_labels, reference, similarity_graph
 from gloss_kernels._ops.graph import combine_edges_op, knn_structure_op
 from gloss_kernels.graph import SYMMETRIZE
 
@@ -123,6 +123,55 @@ def test_conversions(tmp_path) -> None:
         SimilarityGraph.load(tmp_path / "other")
     with pytest.raises(ValueError, match="negative"):
         SimilarityGraph.from_scipy(scipy_sparse.coo_array(-np.ones((3, 3))))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_from_scipy_within_rounding_is_symmetric(scale: float, dtype: type) -> None:
+    """Of each pair the mean: products computed twice differ in their last digits, or lack a tiny weight on one side."""
+    sparse = pytest.importorskip("scipy.sparse")
+    rng, eps = np.random.default_rng(0), np.finfo(dtype).eps
+    upper = np.triu(rng.uniform(0.1, 1, (30, 30)) * (rng.uniform(size=(30, 30)) < 0.3), 1)
+    exact = (upper + upper.T) * scale
+    off = (exact * (1 + 50 * eps * rng.uniform(-1, 1, exact.shape))).astype(dtype)
+    off[0, 1], off[1, 0] = 0.5 * eps * scale, 0
+    assert (off != off.T).any()
+    graph = SimilarityGraph.from_scipy(sparse.csr_array(off))
+    assert graph.symmetric and graph.values.dtype == torch.from_numpy(off).dtype
+    dense = graph.to_sparse_csr().to_dense()
+    assert torch.equal(dense, dense.T)
+    np.testing.assert_allclose(dense, (off.astype(np.float64) + off.T) / 2, rtol=4 * eps)
+    propagate_labels(graph, labels_for(30, 3, 0.5).cpu(), 3)
+
+    for i, j, factor in ((2, 3, 1 + 5000 * eps), (2, 3, 2.0), (2, 3, 0.0)):  # beyond: a directed graph, as it is
+        directed = exact.astype(dtype)
+        directed[i, j], directed[j, i] = scale, scale * factor
+        graph = SimilarityGraph.from_scipy(sparse.csr_array(directed))
+        assert not graph.symmetric
+        np.testing.assert_array_equal(graph.to_sparse_csr().to_dense(), directed)
+        with pytest.raises(ValueError, match=r"^graph must be symmetric .*from_scipy\(\(matrix \+ matrix\.T\) / 2\)"):
+            propagate_labels(graph, labels_for(30, 3, 0.5).cpu(), 3)
+        mended = SimilarityGraph.from_scipy((graph.to_scipy() + graph.to_scipy().T) / 2)
+        propagate_labels(mended, labels_for(30, 3, 0.5).cpu(), 3)
+
+
+def test_from_scipy_takes_scikit_learns_kernel() -> None:
+    pairwise, sparse = pytest.importorskip("sklearn.metrics.pairwise"), pytest.importorskip("scipy.sparse")
+    x = 100 * (documents(80, 8, torch.float64).cpu().numpy() + 10)  # far from the origin: the worst of its rounding
+    kernel = pairwise.rbf_kernel(x, gamma=1e-5)
+    assert (kernel != kernel.T).any()
+    assert SimilarityGraph.from_scipy(sparse.csr_array(kernel)).symmetric
+
+
+def test_from_scipy_of_other_numbers() -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    ring = np.roll(np.eye(5), 1, axis=1) + np.roll(np.eye(5), -1, axis=1)
+    for dtype, wanted in (("bool", "float32"), ("int64", "float32"), ("uint8", "float32"), ("longdouble", "float64")):
+        graph = SimilarityGraph.from_scipy(sparse.csr_array(ring.astype(dtype)))
+        assert graph.symmetric and str(graph.values.dtype) == f"torch.{wanted}" and graph.num_edges == 10
+    with pytest.raises(TypeError, match=r"^matrix must hold real numbers, got complex128"):
+        SimilarityGraph.from_scipy(sparse.csr_array(ring * 1j))
+    assert SimilarityGraph.from_scipy(sparse.csr_array((3, 3))).num_edges == 0
 
 
 @pytest.mark.parametrize(

@@ -477,31 +477,33 @@ def test_a_checkpoint_of_another_search_is_refused(tmp_path: Path) -> None:
     x = documents(400, 12)
     index, folder = NeighborIndex.build(x, "exact"), tmp_path / "kept"
     index.knn(5, checkpoint=folder)
-    with pytest.raises(ValueError, match=r"checkpoint .*holds another search: k must be 6, got 5"):
+    with pytest.raises(ValueError, match=r"checkpoint must be of the same search.* k is 5, here it is 6$"):
         index.knn(6, checkpoint=folder)
-    with pytest.raises(ValueError, match=r"checkpoint .*holds another search: index"):
+    with pytest.raises(ValueError, match=r"checkpoint must be of the same search.* index is"):
         NeighborIndex.build(x + 0.01, "exact").knn(5, checkpoint=folder)
-    with pytest.raises(ValueError, match=r"checkpoint .*holds another search: n must be 399, got 400"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint must be of the same search.* the number of rows is 400, here it is 399$"
+    ):
         NeighborIndex.build(x[1:], "exact").knn(5, checkpoint=folder)
     (folder / "values.npy").write_bytes(b"")
     with pytest.raises(ValueError, match=r"checkpoint: .*values\.npy' is missing or damaged"):
         index.knn(5, checkpoint=folder)
     for text in ("", "[]", '{"n": 400}', *(f'{{"done": {done}, "n": 400}}' for done in ("-1", "true", "401"))):
         (folder / "state.json").write_text(text)
-        with pytest.raises(ValueError, match=r"checkpoint: .*state\.json' is not a state written by knn"):
+        with pytest.raises(ValueError, match=r"checkpoint: .*state\.json' is damaged or was not written by knn"):
             index.knn(5, checkpoint=folder)
     (folder / "state.json").unlink()
-    with pytest.raises(ValueError, match=r"checkpoint must be .*values\.npy' without state\.json"):
+    with pytest.raises(ValueError, match=r"checkpoint must be a new folder .* has values\.npy but no state\.json"):
         index.knn(5, checkpoint=folder)  # somebody else's arrays are not overwritten
 
 
 def test_the_same_rows_with_other_care_are_another_search(tmp_path: Path) -> None:
     x = documents(3000, 24, clusters=1)
     build(x, "ivf_flat", recall_target=0.5).knn(5, checkpoint=tmp_path / "kept")
-    with pytest.raises(ValueError, match="holds another search: index"):
+    with pytest.raises(ValueError, match=r"of the same search.* index is"):
         build(x, "ivf_flat", recall_target=1).knn(5, checkpoint=tmp_path / "kept")
     build(x, "ivf_flat", recall_target=0.5, recall_k=20).knn(5, checkpoint=tmp_path / "wide")
-    with pytest.raises(ValueError, match="holds another search: index"):  # it looks for more candidates
+    with pytest.raises(ValueError, match=r"of the same search.* index is"):  # it looks for more candidates
         build(x, "ivf_flat", recall_target=0.5, recall_k=5).knn(5, checkpoint=tmp_path / "wide")
 
 
@@ -628,16 +630,29 @@ def test_wrong_arguments_later() -> None:
         TypeError, match=r"^queries must be a torch.Tensor, a numpy array or a numpy.memmap, got NoneType"
     ):
         index.search(None, 3)
-    with pytest.raises(ValueError, match=r"^k must be at most the 300 rows, got 301$"):
+    with pytest.raises(ValueError, match=r"^k must be at most 300, the rows of the index, got 301$"):
         index.search(X, 301)
-    with pytest.raises(ValueError, match=r"^k must be at most the 299 rows, itself left out, got 300$"):
+    with pytest.raises(ValueError, match=r"^k must be at most 299 \(a row of 300 has no more others\), got 300$"):
         index.knn(300)
     with pytest.raises(TypeError, match=r"^k must .*got '3'"):
         index.knn("3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^embeddings must have 6 columns as the index, got 7"):
         index.add(torch.zeros(2, 7))
+    with pytest.raises(ValueError, match=r"^knn: the index must have at least 2 rows, .*got 1$"):
+        NeighborIndex.build(X[:1], "exact").knn(1)
     index.add(X[:0])
     assert len(index) == 300
+
+
+def test_a_checkpoint_that_is_no_folder(tmp_path: Path) -> None:
+    index = NeighborIndex.build(X, "exact")
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"^checkpoint must be a folder, got .*which lies in or is a file"):
+            index.knn(3, checkpoint=path)
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(TypeError, match=r"^checkpoint must be the path of a folder, got 5"):
+        index.knn(3, checkpoint=5)  # type: ignore[arg-type]
 
 
 def test_nn_descent_wants_some_rows() -> None:

@@ -15,7 +15,7 @@ from gloss_kernels.topk import TIE, TopK, cosine_topk
 
 from . import files, knn, plan
 from .rows import Report, Rows, matrix, unit
-from .structures import KINDS, Structure, default_options
+from .structures import KINDS, Structure, default_options, permutation
 
 SAMPLE = 512  # rows whose recall is measured
 QUERIES = 8192  # rows searched at a time
@@ -42,6 +42,9 @@ class NeighborIndex:
     left on disk and read in blocks (leave the file as it is). Whatever the kind, the cosines that come back are
     computed from these rows in float32, sorted by (value descending, index ascending), and a query for which the
     structure found fewer than k rows is searched exactly. HNSW built on several threads is not the same twice.
+
+    An index can be copied and pickled (so sent to other processes); rows on disk are then read into the pickle, which
+    :meth:`save` and :meth:`load` do not do.
 
     Attributes:
         kind, dim: as built. len(index) is the number of rows.
@@ -213,7 +216,9 @@ class NeighborIndex:
         x, _ = matrix("queries", queries, self.dim)
         if x.device != self._rows.device:
             raise ValueError(f"queries must be on {self._rows.device} as the index, got {x.device}")
-        self._check_k(k, len(self))
+        _checks.whole_number("k", k, 1)
+        if k > len(self):
+            raise ValueError(f"k must be at most {len(self)}, the rows of the index, got {k}")
         found = [self._find(unit(x[i : i + QUERIES]), k) for i in range(0, len(x), QUERIES)]
         return _cat(found, k, x.device)
 
@@ -229,7 +234,7 @@ class NeighborIndex:
                 use the symmetry of the whole: up to twice the time.
 
         Raises:
-            ValueError: k, or a checkpoint of another index or k.
+            TypeError, ValueError: k; a checkpoint that is no folder, or holds a search of another index or k.
 
         Example:
             >>> import torch
@@ -239,8 +244,14 @@ class NeighborIndex:
             >>> similarity_graph(x, 5, neighbors=neighbors).num_nodes
             50
         """
-        self._check_k(k, len(self) - 1, "itself left out")
-        folder = None if checkpoint is None else Path(checkpoint)
+        _checks.whole_number("k", k, 1)
+        if len(self) < 2:
+            raise ValueError("knn: the index must have at least 2 rows, so that a row has another, got 1")
+        if k > len(self) - 1:
+            raise ValueError(f"k must be at most {len(self) - 1} (a row of {len(self)} has no more others), got {k}")
+        if not (checkpoint is None or isinstance(checkpoint, (str, os.PathLike))):
+            raise TypeError(f"checkpoint must be the path of a folder, got {checkpoint!r}")
+        folder = None if checkpoint is None else Path(os.fspath(checkpoint))
         name = "" if checkpoint is None else self.fingerprint()
         return knn.run(self._rows, self.kind, k, self._find_others, knn.Keeping(folder, name), progress)
 
@@ -291,11 +302,6 @@ class NeighborIndex:
     def _contents(self) -> files.Contents:
         return files.Contents(self.kind, self._rows, self._structure, self._facts)
 
-    def _check_k(self, k: Any, most: int, note: str = "") -> None:
-        _checks.whole_number("k", k, 1)
-        if k > most:
-            raise ValueError(f"k must be at most the {most} rows{note and ', ' + note}, got {k}")
-
     def _find(self, queries: Tensor, k: int) -> TopK:
         """k nearest of float32 unit queries; scored in float32, rows with too few found done again exactly."""
         if self._structure is None:
@@ -312,7 +318,8 @@ class NeighborIndex:
 
     def _find_others(self, start: int, queries: Tensor, k: int) -> TopK:
         """k nearest of rows start..start + len(queries) among all others."""
-        return self._drop(torch.arange(start, start + len(queries), device=queries.device), queries, k)
+        own = torch.arange(start, start + len(queries), dtype=torch.int64, device=queries.device)
+        return self._drop(own, queries, k)
 
     def _drop(self, own: Tensor, queries: Tensor, k: int, *, exact: bool = False) -> TopK:
         """One more than k, without the row itself, or without the last where it is not there (many duplicates)."""
@@ -339,7 +346,7 @@ class NeighborIndex:
         if self._structure is None or n < 2:
             return
         facts["recall_k"] = k = min(self.recall_k, n - 1)
-        sample = torch.randperm(n, generator=torch.Generator().manual_seed(self._facts["seed"] + 1))[:SAMPLE]
+        sample = permutation(n, self._facts["seed"] + 1)[:SAMPLE]
         sample = sample.to(self._rows.device)
         queries = self._rows.take(sample)
         least = self._drop(sample, queries, k, exact=True).values[:, -1:] - TIE
@@ -369,5 +376,6 @@ def _sorted(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 def _cat(found: list[TopK], k: int, device: torch.device) -> TopK:
     if not found:
-        return TopK(torch.empty(0, k, device=device), torch.empty(0, k, dtype=torch.int64, device=device))
+        values = torch.empty(0, k, dtype=torch.float32, device=device)
+        return TopK(values, torch.empty(0, k, dtype=torch.int64, device=device))
     return TopK(torch.cat([part.values for part in found]), torch.cat([part.indices for part in found]))

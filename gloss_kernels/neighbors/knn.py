@@ -88,9 +88,15 @@ class Blocks:
             for name in (VALUES, INDICES):
                 if (folder / name).exists():
                     raise ValueError(
-                        f"checkpoint must be a folder of knn or a new one, got {str(folder / name)!r} without {STATE}"
+                        f"checkpoint must be a new folder or one that knn wrote, got {str(folder)!r}, which has "
+                        f"{name} but no {STATE}"
                     )
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise ValueError(
+                    f"checkpoint must be a folder, got {str(folder)!r}, which lies in or is a file"
+                ) from None
             self._write_state()
         for name, dtype in ((VALUES, np.float32), (INDICES, np.int64)):
             setattr(self, name.removesuffix(".npy"), self._array(folder / name, (n, k), np.dtype(dtype)))
@@ -103,7 +109,7 @@ class Blocks:
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError
         except (OSError, ValueError, EOFError):
-            raise ValueError(f"checkpoint: {str(path)!r} is missing or damaged") from None
+            raise ValueError(f"checkpoint: {str(path)!r} is missing or damaged; another folder starts anew") from None
         return array
 
     def _read_state(self, folder: Path) -> None:
@@ -113,11 +119,15 @@ class Blocks:
             if type(done) is not int or not 0 <= done <= state["n"]:
                 raise ValueError
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            raise ValueError(f"checkpoint: {str(folder / STATE)!r} is not a state written by knn") from None
+            raise ValueError(
+                f"checkpoint: {str(folder / STATE)!r} is damaged or was not written by knn; another folder starts anew"
+            ) from None
         for name, mine in self.identity.items():
             if state.get(name) != mine:
+                what = {"n": "the number of rows", "index": "the index"}.get(name, name)
                 raise ValueError(
-                    f"checkpoint {str(folder)!r} holds another search: {name} must be {mine!r}, got {state.get(name)!r}"
+                    f"checkpoint must be of the same search, or a new folder: in {str(folder)!r} {what} is "
+                    f"{state.get(name)!r}, here it is {mine!r}"
                 )
         self.done = done
 

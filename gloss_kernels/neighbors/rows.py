@@ -79,7 +79,7 @@ class Rows:
         ids = ids.to(self.device)
         if len(self.parts) == 1:
             return _float(self.parts[0].index_select(0, ids))
-        result = torch.empty(len(ids), self.dim, device=self.device)
+        result = torch.empty(len(ids), self.dim, dtype=torch.float32, device=self.device)
         offset = 0
         for part in self.parts:
             here = ((ids >= offset) & (ids < offset + len(part))).nonzero().squeeze(1)
@@ -91,7 +91,7 @@ class Rows:
     def cosines(self, queries: Tensor, ids: Tensor) -> Tensor:
         """float32 [m, c]: of unit rows ``queries`` [m, dim] with the rows ``ids`` [m, c]; -inf where an id is -1."""
         m, c = ids.shape
-        result = torch.empty(m, c, device=queries.device)
+        result = torch.empty(m, c, dtype=torch.float32, device=queries.device)
         step = max(1, SCORED_BYTES // (4 * self.dim * max(c, 1)))
         for begin in range(0, m, step):
             part = slice(begin, begin + step)

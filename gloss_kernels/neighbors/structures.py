@@ -106,7 +106,7 @@ class Structure:
                 _, found = self.index.search(self.numbers(queries), c)
         finally:
             self._set_lengths(0)  # what is saved, and its checksum, do not depend on earlier searches
-        ids = torch.as_tensor(found, device=queries.device)
+        ids = torch.as_tensor(found, dtype=torch.int64, device=queries.device)
         return torch.nn.functional.pad(ids, (0, k - c), value=-1) if c < k else ids
 
     def efforts(self) -> list[dict[str, int]]:
@@ -149,6 +149,23 @@ class Structure:
         if self.index is not None and self.index.d > rows.shape[1]:
             rows = torch.nn.functional.pad(rows, (0, self.index.d - rows.shape[1]))
         return rows.contiguous().cpu().numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copies: FAISS's own format for its index, and no module."""
+        return {
+            "kind": self.kind,
+            "codes": np.frombuffer(self.to_bytes(), np.uint8),
+            "dim": self.dim,
+            "effort": self.effort,
+            "device": self.device,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        faiss = load_faiss()
+        device = None if state["device"] is None else _gpu(faiss, state["kind"], state["device"])
+        self.__init__(state["kind"], faiss.deserialize_index(state["codes"]), state["dim"], device)  # type: ignore[misc]
+        self._to_gpu()
+        self.set_effort(state["effort"])
 
     def to_bytes(self) -> memoryview:
         index = self.index if self.device is None else self.faiss.index_gpu_to_cpu(self.index)
@@ -207,8 +224,14 @@ def _new(faiss: Any, kind: str, dim: int, options: dict[str, int]) -> Any:
 def _sample(rows: Rows, options: dict[str, int], seed: int) -> Tensor:
     """Training rows: a seeded choice; of few rows repeated, since FAISS needs 16 for a 4-bit code."""
     count = min(len(rows), max(TRAIN_ROWS_PER_LIST * options.get("nlist", 1), 1024))
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].sort().values
-    return rows.take(order[torch.arange(max(count, 64)) % count])
+    order = permutation(len(rows), seed)[:count].sort().values
+    return rows.take(order[torch.arange(max(count, 64), dtype=torch.int64, device=order.device) % count])
+
+
+def permutation(n: int, seed: int) -> Tensor:
+    """int64 [n] on the CPU, the same for every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randperm(n, generator=generator, dtype=torch.int64, device="cpu")
 
 
 def has_gpu(faiss: Any) -> bool:
