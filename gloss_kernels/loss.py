@@ -228,7 +228,7 @@ def g_loss(
 
 def draw_hidden(known: Tensor, labeled_fraction: float, generator: torch.Generator | None = None) -> Tensor:
     """bool [n]: the documents to hide. Of the m documents with ``known`` label, ceil(m * labeled_fraction) keep it."""
-    keys = torch.rand(known.shape, device=known.device) if generator is None else _drawn_by(generator, known)
+    keys = torch.rand(known.shape, dtype=torch.float32, device=known.device) if generator is None else _drawn_by(generator, known)
     rank = torch.where(known, keys, 2.0).argsort().argsort()
     keep = torch.ceil(known.sum().double() * labeled_fraction - 1e-6)  # 0.1 * 30 is 3.0000000000000004
     return known & (rank >= keep)

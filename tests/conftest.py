@@ -88,7 +88,8 @@ def labels_for(n: int, num_classes: int, labeled: float = 0.7, *, seed: int = 1)
     """Labels by cluster, -1 (unlabelled) on a random part."""
     generator = torch.Generator("cpu").manual_seed(seed)
     labels = torch.arange(n, device="cpu") % num_classes
-    return torch.where(torch.rand(n, generator=generator, device="cpu") < labeled, labels, -1).to(DEVICE)
+    keys = torch.rand(n, generator=generator, dtype=torch.float32, device="cpu")
+    return torch.where(keys < labeled, labels, -1).to(DEVICE)
 
 
 def assert_no_worse(ours: Tensor, torchs: Tensor, truth: Tensor, *, slack: float = 2.0, tiny: float = 1e-6) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import gloss_kernels
 
@@ -141,6 +142,27 @@ def test_files_are_replaced_in_one_place() -> None:
     assert found == ["_files.py"]
 
 
+def unnamed_factories(root: Path) -> list[str]:
+    """Calls that make a tensor of no other one, and leave its dtype or device to torch.set_default_dtype and
+    set_default_device, which are the user's."""
+    names = {make.__name__ for make in torch.utils._device._device_constructors()}
+    found = []
+    for name, tree in modules(root).items():
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names):
+                continue
+            if not (isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"):
+                continue
+            named = {keyword.arg for keyword in node.keywords}  # None: **options
+            if None not in named and not named >= {"dtype", "device"}:
+                found.append(f"{name}:{node.lineno} torch.{node.func.attr}")
+    return found
+
+
+def test_new_tensors_name_dtype_and_device() -> None:
+    assert unnamed_factories(ROOT) == []
+
+
 # ------------------------------------------------------------------------------------------- the checks themselves
 def write(root: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
@@ -209,4 +231,18 @@ def test_private_imports_are_found(tmp_path: Path) -> None:
         "gloss_kernels.a imports gloss_kernels.p._hidden",
         "gloss_kernels.b imports _g from gloss_kernels._shared",
         "gloss_kernels.c imports gloss_kernels._r._inside",
+    ]
+
+
+def test_unnamed_factories_are_found(tmp_path: Path) -> None:
+    root = write(
+        tmp_path,
+        {
+            "__init__.py": "",
+            "a.py": "torch.eye(3)\ntorch.zeros(3, dtype=d)\ntorch.as_tensor(x, device=d)",
+            "b.py": "torch.zeros(3, dtype=d, device=e)\ntorch.ones(3, **like)\nx.new_zeros(3)\nnp.zeros(3)",
+        },
+    )
+    assert unnamed_factories(root) == [
+        f"gloss_kernels.a:{i + 1} torch.{x}" for i, x in enumerate(["eye", "zeros", "as_tensor"])
     ]

@@ -24,7 +24,7 @@ def cosine_topk(search: Search) -> tuple[Tensor, Tensor]:
 
 def knn_structure(indices: Tensor, symmetrize: str, capacity: int) -> Structure:
     n, k = indices.shape
-    places = torch.arange(n * k, device=indices.device).view(n, k)
+    places = torch.arange(n * k, dtype=torch.int64, device=indices.device).view(n, k)
     inside = bool(((indices >= 0) & (indices < n)).all())
     forward = torch.full((n, n), -1, device=indices.device, dtype=torch.int64)
     if inside:
@@ -82,6 +82,6 @@ def _undirected(edges: Edges) -> Tensor:
 
 def _places(edges: Edges) -> tuple[Tensor, Tensor]:
     """Row and column of every entry; padding past crow[n] is left out."""
-    rows = torch.arange(len(edges.crow) - 1, device=edges.crow.device)
+    rows = torch.arange(len(edges.crow) - 1, dtype=torch.int64, device=edges.crow.device)
     row = rows.repeat_interleave(edges.crow.diff())
     return row, edges.col[: len(row)]

@@ -14,13 +14,16 @@ def components(graph: SimilarityGraph, step: int = 1 << 18) -> tuple[int, int]:
     2020): a few sweeps. Edges are read for ``step`` documents at a time.
     """
     crow, col = graph.crow_indices, graph.col_indices
-    name = torch.arange(graph.num_nodes, device=crow.device)
+    name = torch.arange(graph.num_nodes, dtype=torch.int64, device=crow.device)
     while True:
         before, grand = name.clone(), name[name]
         least = grand.clone()
         for begin in range(0, graph.num_nodes, step):
             ends = crow[begin : begin + step + 1]
-            row = torch.arange(len(ends) - 1, device=crow.device).repeat_interleave(ends.diff()) + begin
+            row = (
+                torch.arange(len(ends) - 1, dtype=torch.int64, device=crow.device).repeat_interleave(ends.diff())
+                + begin
+            )
             least.scatter_reduce_(0, row, grand[col[int(ends[0]) : int(ends[-1])]], "amin")
         name.scatter_reduce_(0, before, least, "amin")  # the root takes the new name too
         name = torch.minimum(torch.minimum(name, least), grand)

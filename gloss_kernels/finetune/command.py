@@ -99,7 +99,10 @@ def load_task(args: argparse.Namespace, settings: Settings, device: torch.device
     name = packaged_model() if settings.model == PACKAGED else settings.model
     encoder, tokenizer = load_encoder(name, settings.max_length, settings.seed)
     parts = {
-        name: Part(tokenize(tokenizer, part.texts, settings.max_length), torch.tensor(data.ids(part)))
+        name: Part(
+            tokenize(tokenizer, part.texts, settings.max_length),
+            torch.tensor(data.ids(part), dtype=torch.int64, device="cpu"),
+        )
         for name, part in (("train", data.train), ("val", data.val), ("test", data.test))
     }
     return Task(data, encoder, tokenizer, parts, device, clock)

@@ -76,10 +76,10 @@ class Classifier(nn.Module):
 
     def pad(self, rows: Tokens, device: torch.device) -> tuple[Tensor, Tensor]:
         """(ids, mask), as long as the longest of these rows."""
-        ids = torch.full((len(rows), max(1, max(map(len, rows)))), self.pad_id)
+        ids = torch.full((len(rows), max(1, max(map(len, rows)))), self.pad_id, dtype=torch.int64, device="cpu")
         mask = torch.zeros_like(ids)
         for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64, device="cpu")
             mask[i, : max(1, len(row))] = 1
         return ids.to(device), mask.to(device)
 
@@ -96,7 +96,7 @@ class Classifier(nn.Module):
         is entered with the documents of each batch."""
         was_training = self.training
         self.eval()
-        out = torch.empty(len(rows), self.dim)
+        out = torch.empty(len(rows), self.dim, dtype=torch.float32, device="cpu")
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -163,6 +163,6 @@ def shuffled_batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterator
     With an odd n and a batch size of 2 one batch has three.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(n, generator=generator)
+    order = torch.randperm(n, generator=generator, dtype=torch.int64, device="cpu")
     for chunk in order.tensor_split(max(1, min(-(-n // batch_size), n // 2))):
         yield chunk.tolist()

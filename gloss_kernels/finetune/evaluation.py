@@ -47,7 +47,7 @@ def fit_probe(model: Classifier, embeddings: Tensor, labels: Tensor, class_weigh
     # C = 10: unit rows are small numbers, and scikit-learn's C = 1 would hold the weights back.
     probe = LogisticRegression(C=10, max_iter=1000, class_weight=None if class_weights == "none" else class_weights)
     probe.fit(F.normalize(embeddings).numpy(), labels.numpy())
-    weight, bias = torch.tensor(probe.coef_).float(), torch.tensor(probe.intercept_).float()
+    weight, bias = (torch.from_numpy(x).float() for x in (probe.coef_, probe.intercept_))
     if len(weight) == 1:  # two classes: one row of scores, for the second class
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     with torch.no_grad():
@@ -58,5 +58,6 @@ def fit_probe(model: Classifier, embeddings: Tensor, labels: Tensor, class_weigh
 def subsample(n: int, most: int, seed: int) -> Tensor:
     """At most `most` of n rows, in ascending order, the same for the same seed."""
     if n <= most:
-        return torch.arange(n)
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:most].sort().values
+        return torch.arange(n, dtype=torch.int64, device="cpu")
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randperm(n, generator=generator, dtype=torch.int64, device="cpu")[:most].sort().values

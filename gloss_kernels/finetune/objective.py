@@ -80,7 +80,7 @@ class Objective:
 
     def _gloss(self, embeddings: Tensor, labels: Tensor, rows: list[int]) -> Tensor:
         if self.corpus is not None:
-            loss: Tensor = self.corpus(embeddings, torch.tensor(rows, device=embeddings.device))
+            loss: Tensor = self.corpus(embeddings, torch.tensor(rows, dtype=torch.int64, device=embeddings.device))
         else:
             assert self.gloss is not None
             loss = self.gloss(embeddings, labels)

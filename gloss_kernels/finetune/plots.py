@@ -83,7 +83,7 @@ def plane(embeddings: Tensor) -> Array:
     x = F.normalize(embeddings.double())
     x = x - x.mean(0)
     u, s, _ = torch.linalg.svd(x, full_matrices=False)
-    start = torch.zeros(len(x), 2, dtype=torch.float64)
+    start = torch.zeros(len(x), 2, dtype=torch.float64, device="cpu")
     start[:, : min(2, len(s))] = (u * s)[:, :2]
     spread = float(start[:, 0].std(correction=0))
     if len(x) < 8 or spread < 1e-9:  # too few for neighbourhoods

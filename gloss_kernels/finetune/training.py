@@ -80,7 +80,9 @@ class Trainer:
         if settings.loss != "ce":
             needed = settings.sigma in ("root", "mst")
             rows = self.sample_rows()
-            embeddings = self.embed_rows(rows) if needed else torch.empty(0, model.dim)
+            embeddings = (
+                self.embed_rows(rows) if needed else torch.empty(0, model.dim, dtype=torch.float32, device="cpu")
+            )
             self.sigma = choose_sigma(settings.sigma, embeddings, train.labels[rows])
         classes = model.head.out_features
         weight = class_weight(settings.class_weights, train.labels, classes)
@@ -119,7 +121,8 @@ class Trainer:
     def _fill_bank(self, corpus: CorpusGLoss) -> None:
         """The embeddings of all training documents before the first step; later each is as old as its last step."""
         tokens = self.train.tokens
-        by_length = torch.tensor(sorted(range(len(tokens)), key=lambda i: len(tokens[i])))
+        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        by_length = torch.tensor(order, dtype=torch.int64, device="cpu")
         self.clock.title = "filling the memory bank"
         corpus.refresh_from(self.embed_rows, [(ids, ids) for ids in torch.split(by_length, FILL_BATCH)])
 
@@ -192,7 +195,7 @@ class Trainer:
         labels = self.train.labels
         first = {int(label): i for i, label in reversed(list(enumerate(labels)))}
         some = subsample(len(labels), PROBE_ROWS, self.settings.seed)
-        return torch.tensor(sorted({*some.tolist(), *first.values()}))
+        return torch.tensor(sorted({*some.tolist(), *first.values()}), dtype=torch.int64, device="cpu")
 
     def embed_rows(self, rows: Tensor) -> Tensor:
         return self.embed(Part([self.train.tokens[i] for i in rows.tolist()], self.train.labels[rows]))

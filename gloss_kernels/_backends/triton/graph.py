@@ -25,12 +25,14 @@ def knn_structure(indices: Tensor, symmetrize: str, capacity: int) -> Structure:
     n, k = indices.shape
     _check_indices(indices)
     indices = indices.clamp(0, max(n - 1, 0))  # on a GPU nobody has looked: a wrong edge, but none outside the graph
-    source = torch.arange(n, device=indices.device).repeat_interleave(k)
-    target, edge = indices.flatten(), torch.arange(n * k, device=indices.device)
+    source = torch.arange(n, dtype=torch.int64, device=indices.device).repeat_interleave(k)
+    target, edge = indices.flatten(), torch.arange(n * k, dtype=torch.int64, device=indices.device)
     key = source * n + target
     if symmetrize == "none":
         key, forward = key.sort()
-        return Structure(torch.arange(n + 1, device=key.device) * k, key % n, forward, torch.full_like(key, -1))
+        return Structure(
+            torch.arange(n + 1, dtype=torch.int64, device=key.device) * k, key % n, forward, torch.full_like(key, -1)
+        )
     # Every directed edge once as it is and once turned round; an entry of the result is one key, or two equal ones.
     key, order = torch.cat([key, target * n + source]).sort(stable=True)
     first = torch.ones_like(key, dtype=torch.bool)
@@ -43,7 +45,9 @@ def knn_structure(indices: Tensor, symmetrize: str, capacity: int) -> Structure:
     place = torch.where(keep, keep.cumsum(0) - 1, capacity)
     crow = torch.zeros(n + 1, dtype=torch.int64, device=key.device)
     crow[1:] = torch.zeros_like(crow[1:]).scatter_add_(0, key // max(n, 1), keep.long()).cumsum(0)
-    col, forward, reverse = (torch.full((capacity + 1,), fill, device=key.device) for fill in (0, -1, -1))
+    col, forward, reverse = (
+        torch.full((capacity + 1,), fill, dtype=torch.int64, device=key.device) for fill in (0, -1, -1)
+    )
     col[place] = key % max(n, 1)
     forward[torch.where(turned, capacity, place)] = order
     pair = torch.where(first, place, torch.cat([place[:1], place[:-1]]))
@@ -57,7 +61,7 @@ def _check_indices(indices: Tensor) -> None:
         return
     n = len(indices)
     ordered = indices.sort(dim=1).values
-    own = torch.arange(n)[:, None]
+    own = torch.arange(n, dtype=torch.int64, device=indices.device)[:, None]
     outside, itself = (indices < 0) | (indices >= n), indices == own
     twice = torch.zeros_like(outside)
     twice[:, 1:] = ordered[:, 1:] == ordered[:, :-1]

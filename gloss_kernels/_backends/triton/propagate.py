@@ -178,7 +178,7 @@ def propagate(problem: protocol.System, boundary: Tensor, has_initial: bool, tol
         residual = torch.where(lacks.abs().max() > allowed, residual.clamp(min=lacks.abs().max()), residual)
         # What a row still lacks goes to the classes in the proportion they have among the fixed rows.
         result[rows] += (lacks[:, None] * mean).to(result.dtype)
-    count = torch.tensor(iterations, device=values.device)
+    count = torch.tensor(iterations, dtype=torch.int64, device=values.device)
     return protocol.Solution(result, count, residual, reachable, residual.new_tensor(tol))
 
 

@@ -107,7 +107,7 @@ def gradient(
     start = places = indices
     if from_choosers:
         ordered, places = indices.flatten().sort(stable=True)
-        start = torch.searchsorted(ordered, torch.arange(n + 1, device=indices.device))
+        start = torch.searchsorted(ordered, torch.arange(n + 1, dtype=torch.int64, device=indices.device))
     columns = min(power_of_two(max(d, 16)), 2048 if INTERPRETED else 256)
     rows = min(1024, (1 << 18) // columns) if INTERPRETED else max(1, 512 // columns)
     launch(

@@ -148,7 +148,7 @@ def pack(rows: Rows, block: int, step: int, scattered: bool) -> Packed:
 
 def place(n: int, block: int, blocks: int, scattered: bool, device: Any) -> Tensor:
     """int32 [blocks * block]: which row stands at each position, -1 for none."""
-    position = torch.arange(blocks * block, device=device)
+    position = torch.arange(blocks * block, dtype=torch.int64, device=device)
     if not scattered:
         return torch.where(position < n, position, -1).int()
     nth, offset = position // block, position % block
@@ -159,6 +159,6 @@ def place(n: int, block: int, blocks: int, scattered: bool, device: Any) -> Tens
 
 def shuffled(n: int, device: Any) -> Tensor:
     """A fixed pseudo-random order of 0 .. n - 1: by a bijective hash of 32 bits, so that no two tie."""
-    hashed = torch.arange(n, device=device) * 0x9E3779B1 & 0xFFFFFFFF
+    hashed = torch.arange(n, dtype=torch.int64, device=device) * 0x9E3779B1 & 0xFFFFFFFF
     hashed = (hashed ^ hashed >> 15) * 0x85EBCA77 & 0xFFFFFFFF
     return (hashed ^ hashed >> 13).argsort()

@@ -170,7 +170,7 @@ def seed_thresholds(
     hint = hint.sort(dim=1).values
     counts = (hint >= 0) & (hint < len(corpus.data))
     counts[:, 1:] &= hint[:, 1:] != hint[:, :-1]
-    row = torch.arange(n, device=hint.device)
+    row = torch.arange(n, dtype=torch.int64, device=hint.device)
     if exclude_self:
         counts &= hint != row[:, None]
     of_hint = Lists(
