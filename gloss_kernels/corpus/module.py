@@ -54,7 +54,8 @@ class CorpusGLoss(nn.Module):
         z = torch.cat(torch.distributed.nn.functional.all_gather(ddp_encoder(inputs)))
         loss = gloss(z, torch.cat(torch.distributed.nn.functional.all_gather(document_ids)))
 
-    All state is in buffers, and may be copied from another module of the same size (an average of models, a broadcast).
+    All state is in buffers, and may be copied from another module of the same size (an average of models, a broadcast;
+    what :meth:`add` adds must be added to both).
     In an average of the buffers themselves the labels, integers, may be wrong: the next use raises.
 
     Documents without a label (-1) pass labels on as well: every ``propagate_every`` steps labels are propagated over
