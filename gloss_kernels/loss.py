@@ -228,7 +228,10 @@ def g_loss(
 
 def draw_hidden(known: Tensor, labeled_fraction: float, generator: torch.Generator | None = None) -> Tensor:
     """bool [n]: the documents to hide. Of the m documents with ``known`` label, ceil(m * labeled_fraction) keep it."""
-    keys = torch.rand(known.shape, dtype=torch.float32, device=known.device) if generator is None else _drawn_by(generator, known)
+    if generator is None:
+        keys = torch.rand(known.shape, dtype=torch.float32, device=known.device)
+    else:
+        keys = _drawn_by(generator, known)
     rank = torch.where(known, keys, 2.0).argsort().argsort()
     keep = torch.ceil(known.sum().double() * labeled_fraction - 1e-6)  # 0.1 * 30 is 3.0000000000000004
     return known & (rank >= keep)
@@ -242,7 +245,7 @@ def _drawn_by(generator: torch.Generator, like: Tensor) -> Tensor:
             "GLoss(generator=...) must not run again within a backward pass, as torch.utils.checkpoint makes it: it "
             "would hide other documents. Give hide_mask, or generator=None, whose draw checkpoint repeats"
         )
-    return torch.rand(like.shape, generator=generator, device=generator.device).to(like.device)
+    return torch.rand(like.shape, generator=generator, dtype=torch.float32, device=generator.device).to(like.device)
 
 
 def _g_loss(
