@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _backends, _checks, _ops, reference
-from ._files import replacing
+from ._files import read_arrays, replacing
 from ._math import compute_dtype
 from .topk import TopK, cosine_topk
 
@@ -137,10 +136,10 @@ class SimilarityGraph(NamedTuple):
             ValueError: naming the path, where the file is damaged or foreign.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                crow, col, values = (torch.from_numpy(file[name]) for name in cls._fields[:3])
-                symmetric = bool(file["symmetric"])
-        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            *arrays, flag = read_arrays(path, cls._fields)
+            crow, col, values = map(torch.from_numpy, arrays)
+            symmetric = bool(flag)
+        except (ValueError, TypeError) as error:
             raise ValueError(f"path must be a graph saved by SimilarityGraph.save, got {os.fspath(path)!r}") from error
         graph = cls(crow, col, values, symmetric)
         check_graph("path", graph)

@@ -350,6 +350,20 @@ def test_one_file_is_split_by_class(tmp_path) -> None:
     assert dataset.fingerprint() != data.load_dataset(path, None, None, limit=20, seed=2).fingerprint()
 
 
+def test_a_csv_file_as_people_write_it(tmp_path, capsys) -> None:
+    """Quotes, commas and line breaks within a text, further columns, blank lines, a byte order mark, gzip by any name;
+    labels that look alike are one class, under the spelling that came first."""
+    text = 'id,text,label\n1,"a, ""b""\nc",caf\u00e9\n\n2,d,cafe\u0301\n3,5" disk,\u200bcaf\u00e9\n4,e,sky\n'
+    for name, content in (("a.csv", text.encode("utf-8-sig")), ("a.CSV.GZ", gzip.compress(text.encode()))):
+        (tmp_path / name).write_bytes(content)
+        documents = data.read_csv(str(tmp_path / name))
+        assert documents.texts == ['a, "b"\nc', "d", '5" disk', "e"]
+        (spelt,) = data.one_spelling([documents])
+        assert spelt.labels == ["caf\u00e9", "caf\u00e9", "caf\u00e9", "sky"]
+        err = capsys.readouterr().err
+        assert "label 'cafe\\u0301' looks like 'caf\\xe9'" in err and err.count("warning: ") == err.count("\n") == 2
+
+
 @pytest.mark.parametrize("size", [2, 3, 20])
 @pytest.mark.parametrize("n", [2, 3, 20, 21, 41, 61])
 def test_no_batch_of_one(n: int, size: int) -> None:
@@ -361,14 +375,27 @@ def test_no_batch_of_one(n: int, size: int) -> None:
 
 
 BAD = {
-    "missing file": ("--train nowhere.csv", "nowhere.csv must be a file"),
+    "missing file": ("--train nowhere.csv", "nowhere.csv must be a CSV file, got no such file"),
     "missing column": ("--train {dir}/column.csv", "column.csv must have the columns text and label, got text, topic"),
     "empty text": ("--train {dir}/empty.csv", "empty.csv, line 3: text must not be empty"),
     "empty label": ("--train {dir}/unlabelled.csv", "line 2: label must not be empty"),
     "empty file": ("--train {dir}/nothing.csv", "nothing.csv must have the columns text and label, got none"),
     "no documents": ("--test {dir}/header.csv", "header.csv must have documents, got none"),
-    "not gzip": ("--train {dir}/plain.csv.gz", "cannot be read"),
-    "not UTF-8": ("--train {dir}/latin.csv", "cannot be read"),
+    "cut gzip": ("--train {dir}/cut.csv.gz", "cut.csv.gz cannot be read as CSV: Compressed file ended before"),
+    "not UTF-8": ("--train {dir}/latin.csv", "latin.csv, line 2: must be UTF-8, got the byte 0xe9"),
+    "UTF-16": ("--train {dir}/utf16.csv", "utf16.csv must be a CSV file in UTF-8, got UTF-16"),
+    "zip": ("--train {dir}/table.xlsx", "table.xlsx must be a CSV file in UTF-8, got a zip archive"),
+    "folder": ("--train {dir}", "must be a CSV file, got a folder"),
+    "device": ("--train /dev/null", "/dev/null must have the columns text and label, got none"),
+    "long row": ("--train {dir}/long.csv", "long.csv, line 4: must have 2 fields as the header, got 3"),
+    "short row": ("--train {dir}/short.csv", "short.csv, line 2: must have 2 fields as the header, got 1"),
+    "repeated column": ("--train {dir}/twice.csv", "text and label, got text, label, label: label 2 times"),
+    "open quote": ("--train {dir}/quote.csv", "quote.csv, line 3 to 5: cannot be read as CSV: a quote is opened and"),
+    "text behind a quote": ("--train {dir}/behind.csv", "behind.csv, line 2: cannot be read as CSV: ',' expected"),
+    "invisible label": ("--train {dir}/invisible.csv", "invisible.csv, line 2: label must not be empty"),
+    "line without end": ("--train {dir}/endless.csv.gz", "line 1: must have at most 16,777,216 characters, got more"),
+    "bomb": ("--train {dir}/bomb.csv.gz", "unpacks to more than 100 times its size"),
+    "two of each class": ("--train {dir}/two.csv", "must have a class of 3 documents or more, to hold some out for"),
     "one class": ("--train {dir}/one.csv", "must have two classes or more, got only 'sky'"),
     "absent class": ("--test {dir}/absent.csv", "absent.csv must have the classes of "),
     "unknown model": ("--model {dir}/no-model", "no-model cannot be loaded"),
@@ -395,7 +422,7 @@ BAD = {
     "learning rate": ("--learning-rate nan", "above 0"),
     "max length": ("--max-length 64", "--max-length must be at most 32"),
     "limit": ("--limit 2", "--limit must be at least 3, the classes of"),
-    "device": ("--device abacus", "--device abacus cannot be used"),
+    "unknown device": ("--device abacus", "--device abacus cannot be used"),
     "loss": ("--loss mse", "invalid choice: 'mse'"),
     "unknown option": ("--fast", "unrecognized arguments: --fast"),
     "resume where": ("--resume", "--resume needs --output"),
@@ -415,9 +442,22 @@ def test_bad_input_is_one_line_and_code_2(case: str, words, tmp_path, capsys, mo
     write_csv(tmp_path / "absent.csv", [*documents, ("a song", "music")])
     write_csv(tmp_path / "header.csv", [])
     (tmp_path / "nothing.csv").write_text("")
-    (tmp_path / "plain.csv.gz").write_text("text,label\na,b\n")
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"text,label\na,b\n" * 9)[:-9])
+    (tmp_path / "utf16.csv").write_bytes("text,label\na,b\n".encode("utf-16"))
+    (tmp_path / "table.xlsx").write_bytes(b"PK\x03\x04")
+    (tmp_path / "long.csv").write_text('text,label\n"one, two",sky\n\nthree, four,sky\n')
+    (tmp_path / "short.csv").write_text("text,label\nsky\n")
+    (tmp_path / "twice.csv").write_text("text,label,label\na,b,c\n")
+    (tmp_path / "quote.csv").write_text('text,label\na,b\n"c,d\ne,f\ng,h\n')
+    (tmp_path / "behind.csv").write_text('text,label\n"Hello" she said,b\n')
+    (tmp_path / "invisible.csv").write_text("text,label\na,\u200b\n", encoding="utf-8")
+    (tmp_path / "endless.csv.gz").write_bytes(gzip.compress(bytes(1 << 25)))
+    (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"text,label\n" + (b"a" * 1000 + b",b\n") * (1 << 15)))
+    (tmp_path / "two.csv").write_text("text,label\na,b\nc,b\nd,e\nf,e\n")
     (tmp_path / "latin.csv").write_bytes("text,label\ncafé,b\n".encode("latin-1"))
     options, message = BAD[case]
+    if case == "two of each class":
+        del words[words.index("--val") : words.index("--model")]
     assert main([*words, *options.format(dir=tmp_path).split()]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err, err
@@ -452,6 +492,42 @@ def test_a_foreign_folder_is_left_alone(name: str, option: str, words, tmp_path,
     assert main([*words, "--output", str(tmp_path / "theirs"), *option.split()]) == 2
     assert "but no run of gloss-kernels" in capsys.readouterr().err
     assert theirs.read_text() == '{"editor.fontSize": 12}'
+
+
+def test_a_run_does_not_replace_what_it_reads(words, tiny, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    assert main([*words, "--epochs", "1", "--loss", "ce", "--output", str(run)]) == 0
+    shutil.copy(tiny["train"], run / "model" / "mine.csv.gz")
+    (tmp_path / "link").symlink_to(run / "model")
+    again = [*words, "--epochs", "1", "--output", str(run), "--overwrite"]
+    mine = run / "model" / "mine.csv.gz"
+    for option, path in (("--model", run / "model"), ("--model", tmp_path / "link"), ("--train", mine)):
+        capsys.readouterr()
+        assert main([*again, option, str(path)]) == 2
+        assert f"whose model is the {option} of this run" in capsys.readouterr().err
+    assert (run / "metrics.json").is_file() and (run / "model" / "config.json").is_file()
+
+
+def test_a_checkpoint_of_another_version(words, tmp_path, capsys) -> None:
+    run = [*words, "--epochs", "2", "--loss", "ce", "--output", str(tmp_path)]
+    assert main(run) == 0
+    (tmp_path / "metrics.json").unlink()
+    for state, message in (
+        (
+            {"format": 2},
+            "must be of format 1, which this version of gloss_kernels reads, got 2; remove it",
+        ),
+        ({"model": {"another.name": torch.ones(3)}}, "is not a state of this run (RuntimeError: "),
+        ({"net": 1}, "is not a state of this run (KeyError: 'model'); remove it to start again"),
+        ([1], "cannot be read (AttributeError); remove it to start again"),
+    ):
+        torch.save(state, tmp_path / "checkpoint.pt")
+        capsys.readouterr()
+        assert main([*run, "--resume"]) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1, err
+    (tmp_path / "checkpoint.pt").unlink()
+    assert main([*run, "--resume"]) == 0
 
 
 def test_overwrite_removes_only_its_own(words, tmp_path) -> None:

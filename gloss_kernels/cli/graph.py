@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gloss_kernels._files import write_text
+from gloss_kernels._files import leftovers, write_text
 from gloss_kernels.cli import files, terminal
 from gloss_kernels.cli.components import components
 from gloss_kernels.cli.errors import CommandError
 from gloss_kernels.cli.options import Help, choose_device, number, whole
 from gloss_kernels.graph import SMALLEST_SIGMA, SYMMETRIZE, SimilarityGraph, similarity_graph
-from gloss_kernels.neighbors import NeighborIndex
+from gloss_kernels.neighbors import NeighborIndex, knn
 from gloss_kernels.neighbors.structures import KINDS
 from gloss_kernels.sigma import SMALLEST, sigma_root
 from gloss_kernels.topk import TopK
@@ -90,7 +90,10 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, words: list[str]) -> int:
-    output = files.check_output(args.output, overwrite=args.overwrite)
+    inputs = {"EMBEDDINGS": Path(args.embeddings)}
+    if args.checkpoint is not None:
+        inputs |= {f"{name} of --checkpoint": Path(args.checkpoint, name) for name in (SETTINGS, INDEX, *knn.FILES)}
+    output = files.check_output(args.output, overwrite=args.overwrite, inputs=inputs)
     if args.resume and args.checkpoint is None:
         raise CommandError("--resume needs --checkpoint FOLDER")
     device = choose_device(args.device)
@@ -133,7 +136,7 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
     }
     if folder is not None:
         facts["checkpoint"] = f"{folder} is no longer needed, but saves the search for another --sigma"
-    terminal.show(facts)
+    terminal.show(facts, output)
     return 0
 
 
@@ -157,13 +160,13 @@ def open_checkpoint(args: argparse.Namespace) -> Path | None:
             for name, value in mine.items():
                 if settings[name] != value:
                     raise CommandError(f"--{name} must be {settings[name]}, as in --checkpoint, got {value}")
-        elif any(folder.iterdir()):
+        elif {*folder.iterdir()} - leftovers(folder / SETTINGS):  # of a run that was killed as it began
             raise CommandError(f"--checkpoint must be a new or empty folder, got {args.checkpoint!r} with other files")
         else:
             write_text(folder / SETTINGS, json.dumps(mine) + "\n")
     except OSError as error:
         raise CommandError(f"--checkpoint {args.checkpoint!r}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CommandError(f"--checkpoint: {str(folder / SETTINGS)!r} is damaged") from None
     return folder
 

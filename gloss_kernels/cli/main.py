@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gloss_kernels import __version__
-from gloss_kernels.cli import graph, info, propagate
+from gloss_kernels.cli import graph, info, propagate, terminal
 from gloss_kernels.cli.errors import CommandError
 from gloss_kernels.finetune import options as finetune
 
 COMMANDS = (finetune, graph, propagate, info)
+BROKEN_PIPE = 141  # what a shell says of a program that SIGPIPE ended: 128 + 13
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +39,23 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    with terminal.any_character():
+        try:
+            try:
+                return _run(words)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # here, where the error has a handler, and not when Python ends
+        except BrokenPipeError:  # whoever reads has enough, as in `gloss-kernels info | head -1`
+            terminal.drop_output()
+            return BROKEN_PIPE
+        except OSError as error:  # stdout is a file on a full disk
+            terminal.drop_output()
+            print("error:", f"{error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
+            return 1
+
+
+def _run(words: list[str]) -> int:
     try:
         args = parser().parse_args(words)
         if not hasattr(args, "run"):
@@ -48,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return error.code
+    except (MemoryError, RuntimeError) as error:
+        if not terminal.is_out_of_memory(error):
+            raise
+        print("error: out of memory", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

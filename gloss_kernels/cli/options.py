@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from gloss_kernels import _backends, _settings
 from gloss_kernels.cli.errors import CommandError
 
 
@@ -54,9 +55,19 @@ class Help(argparse.HelpFormatter):
 
 
 def choose_device(name: str) -> torch.device:
-    """Of --device: "auto" is the GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Of --device: "auto" is the GPU where there is one. GLOSS_KERNELS_BACKEND must run there."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else _device(name)
+    try:
+        _backends.resolve("auto", device)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error)
+        if _settings.BACKEND != "auto" and "GLOSS_KERNELS_BACKEND" not in reason:
+            reason = f"GLOSS_KERNELS_BACKEND={_settings.BACKEND}: {reason}"
+        raise CommandError(reason) from None
+    return device
+
+
+def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, dtype=torch.float32, device=device)

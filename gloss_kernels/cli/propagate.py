@@ -54,15 +54,14 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, words: list[str]) -> int:
-    output = files.check_output(args.output, overwrite=args.overwrite)
+    inputs = {"GRAPH": args.graph, "LABELS": args.labels}
+    output = files.check_output(args.output, overwrite=args.overwrite, inputs=inputs)
     device = choose_device(args.device)
     labels = load_labels(args.labels)
     times = terminal.Times()
     with times.part("read"), terminal.user_errors(), files.reading("GRAPH", args.graph):
         try:
             graph = SimilarityGraph.load(args.graph)
-        except TypeError:  # of an .npy
-            raise CommandError(f"GRAPH must be a file written by SimilarityGraph.save, got {args.graph!r}") from None
         except ValueError as error:
             raise CommandError(str(error).replace("path", "GRAPH", 1)) from None
     n = graph.num_nodes
@@ -110,7 +109,8 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
             "time": times,
             "peak memory": terminal.peak_memory(),
             "written to": output,
-        }
+        },
+        output,
     )
     return 0
 
@@ -121,6 +121,13 @@ def load_labels(path: str) -> Tensor:
         raise CommandError(f"LABELS must be integers, -1 for no label, got {array.dtype} numbers")
     if array.ndim != 1:
         raise CommandError(f"LABELS must be of shape [documents], got {array.shape}")
+    if array.dtype.kind == "u" and (array == np.iinfo(array.dtype).max).any():
+        raise CommandError(
+            f"LABELS must be of a signed dtype, -1 for no label, got {array.dtype} with {np.iinfo(array.dtype).max}, "
+            "which is -1 without its sign"
+        )
+    if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
+        raise CommandError(f"LABELS must be below 2^63, got {array.max()}")
     labels = torch.from_numpy(array.astype(np.int64))
     if not bool((labels >= 0).any()):
         raise CommandError("LABELS must have a label of at least 0, got none")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -80,6 +83,43 @@ def peak_memory() -> str:
     return f"{peak / (1 << 20 if sys.platform == 'darwin' else 1 << 10):,.0f} MiB"
 
 
-def show(facts: dict[str, object]) -> None:
+def show(facts: dict[str, object], output: Path) -> None:
+    """On stdout, or on stderr where ``output``, the result, went to stdout itself."""
+    stream = sys.stderr if _is_stdout(output) else sys.stdout
     for name, fact in facts.items():
-        print(f"{name:<13} " + str(fact).replace("\n", "\n" + 14 * " "))
+        print(f"{name:<13} " + str(fact).replace("\n", "\n" + 14 * " "), file=stream)
+
+
+def _is_stdout(path: Path) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError, AttributeError):  # no such file, no file descriptor, no stdout
+        return False
+
+
+@contextlib.contextmanager
+def any_character() -> Iterator[None]:
+    """Characters that the encoding of stdout lacks are printed as escapes: é as \\xe9 where it is ASCII."""
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    before = stream.errors
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=before)
+
+
+def drop_output() -> None:
+    """What is printed from here on goes nowhere, also what Python flushes at its end: stdout takes no more."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch says it of the CPU by a RuntimeError like any other."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gloss_kernels._files import replacing, write_text
+from gloss_kernels._files import check_archive, is_same, replacing, write_text
 from gloss_kernels.cli.errors import CommandError
+from gloss_kernels.cli.terminal import is_out_of_memory
 
 SETTINGS, CHECKPOINT, METRICS, EMBEDDINGS, MODEL = (
     "settings.json",
@@ -19,6 +23,7 @@ SETTINGS, CHECKPOINT, METRICS, EMBEDDINGS, MODEL = (
     "test_embeddings.safetensors",
     "model",
 )
+FORMAT = 1  # of the checkpoint; one of another is refused
 PICTURES = ("curves.png", "projection.png", "comparison.md", "comparison.json")
 COMPARED = ("ce", "gloss", "ce_gloss")
 
@@ -45,24 +50,44 @@ def is_run(folder: Path) -> bool:
     """Whether the folder holds a run of ours, by what its settings say."""
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(settings, dict) and {"documents", "loss", "labeled_fraction"} <= settings.keys()
 
 
-def check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """A folder without our files, or with a run of ours that --resume or --overwrite is meant for."""
-    if folder.exists() and not folder.is_dir():
-        raise CommandError(f"--output must be a folder, got the file {folder}")
+def check_output(folder: Path, *, resume: bool, overwrite: bool, inputs: Mapping[str, str | None]) -> None:
+    """A folder without our files, or with a run of ours that --resume or --overwrite is meant for. None of ``inputs``,
+    the files and folders that the run reads, by option, may be what the run replaces there."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise CommandError(f"--output must be a folder, got the file {folder}")
+    except OSError as error:  # a name that is too long, a folder that must not be looked into
+        raise CommandError(f"--output {folder} cannot be written: {error.strerror or error}") from None
+    for option, path in inputs.items():
+        if path is not None and (taken := _replaced(folder, Path(path))):
+            raise CommandError(
+                f"--output must be another folder, got {folder}, whose {taken} is the {option} of this run"
+            )
     if is_run(folder):
         if not resume and not overwrite:
             raise CommandError(f"--output {folder} holds a run; --resume continues it, --overwrite replaces it")
         return
     if resume:  # a settings file that is not ours is refused by open_folder
         return
-    taken = [name for name in (SETTINGS, CHECKPOINT, METRICS, EMBEDDINGS, MODEL) if (folder / name).exists()]
-    if taken:
-        raise CommandError(f"--output {folder} holds {taken[0]} but no run of gloss-kernels; give another folder")
+    others = [name for name in (SETTINGS, CHECKPOINT, METRICS, EMBEDDINGS, MODEL) if (folder / name).exists()]
+    if others:
+        raise CommandError(f"--output {folder} holds {others[0]} but no run of gloss-kernels; give another folder")
+
+
+def _replaced(folder: Path, path: Path) -> str:
+    """The name of what ``path`` is, or lies in, among what a run in the folder, or a run of --compare below it, writes;
+    "" for none."""
+    lies_in = [path, *Path(os.path.realpath(path)).parents] if path.exists() else []
+    for run in (folder, *map(folder.joinpath, COMPARED)):
+        for name in (MODEL, CHECKPOINT, METRICS, EMBEDDINGS, *PICTURES, SETTINGS):
+            if any(is_same(run / name, part) for part in lies_in):
+                return str((run / name).relative_to(folder))
+    return ""
 
 
 def clear(folder: Path) -> None:
@@ -81,7 +106,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     path = folder / CHECKPOINT
     try:
         with replacing(path) as beside:
-            torch.save(state, beside)
+            torch.save({"format": FORMAT, **state}, beside)
     except OSError as error:
         raise CommandError(f"{path} cannot be written: {error.strerror}", code=1) from None
 
@@ -91,16 +116,40 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            check_archive(file)  # torch also reads older files, whose pickle may ask for any amount of memory
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        written = state.get("format", FORMAT)  # 0.1.0 wrote none
+    except MemoryError:
+        raise
     except Exception as error:  # what a broken file raises is up to pickle, zip and torch
         raise CommandError(f"{path} cannot be read ({type(error).__name__}); remove it to start again") from None
+    if written != FORMAT:
+        raise CommandError(
+            f"{path} must be of format {FORMAT}, which this version of gloss_kernels reads, got {written}; "
+            "remove it to start again"
+        )
     return state
+
+
+@contextlib.contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """For the use of what load_checkpoint returned: another version's state has other names and shapes."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise CommandError(
+            f"{folder / CHECKPOINT} is not a state of this run ({type(error).__name__}: {str(error)[:80]}); remove "
+            "it to start again"
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise CommandError(f"{path} cannot be read as JSON") from None
     if not isinstance(value, dict):
         raise CommandError(f"{path} must be a JSON object, got {type(value).__name__}")

@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import gloss_kernels
+from gloss_kernels._files import flush_folder, replacing
 from gloss_kernels.cli.errors import CommandError
 from gloss_kernels.cli.options import choose_device
+from gloss_kernels.cli.terminal import is_out_of_memory
 from gloss_kernels.finetune import checkpoint, comparison
 from gloss_kernels.finetune.clock import Clock, in_words
 from gloss_kernels.finetune.comparison import Result
@@ -82,7 +84,13 @@ def run(args: argparse.Namespace, words: list[str], clock: Clock) -> int:
         clock.progress.clear()
         print(f"\ninterrupted; to resume: {resume_command(words, output)}", file=sys.stderr)
         return 130
-    except torch.OutOfMemoryError:
+    except BrokenPipeError:  # of stdout; the last checkpoint is whole
+        clock.progress.clear()
+        print(f"\nstdout was closed; to resume: {resume_command(words, output)}", file=sys.stderr)
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise CommandError(f"{device} is out of memory; try a smaller --batch-size or --max-length", code=1) from None
     except OSError as error:  # a full disk; the last checkpoint is whole
         reason = f"{error.filename or output}: {error.strerror or error}"
@@ -170,8 +178,10 @@ def finetune(settings: Settings, task: Task, folder: Path, *, resume: bool, then
     }
     result = Result(metrics, before, after, test.labels)
     model.save(folder / checkpoint.MODEL, data.classes)
-    save_file({"before": before, "after": after, "labels": test.labels}, folder / checkpoint.EMBEDDINGS)
+    with replacing(folder / checkpoint.EMBEDDINGS) as beside:
+        save_file({"before": before, "after": after, "labels": test.labels}, beside)
     comparison.draw([result], data.classes, folder)
+    flush_folder(folder / checkpoint.MODEL)
     metrics["seconds"] = time.perf_counter() - started
     checkpoint.write_json(folder / checkpoint.METRICS, metrics)  # last: its presence says that the run is finished
     (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
@@ -182,9 +192,16 @@ def load_result(folder: Path) -> Result:
     try:
         metrics = checkpoint.read_json(folder / checkpoint.METRICS)
         saved = load_file(folder / checkpoint.EMBEDDINGS)
-        return Result(metrics, saved["before"], saved["after"], saved["labels"])
-    except (OSError, KeyError, ValueError) as error:
-        raise CommandError(f"the results in {folder} cannot be read ({error}); use --overwrite") from None
+        result = Result(metrics, saved["before"], saved["after"], saved["labels"])
+        comparison.table([result])  # that all of what is shown is there
+        if not len(result.before) == len(result.after) == len(result.labels):
+            raise ValueError("embeddings and labels of different length")
+    except CommandError:
+        raise
+    except Exception as error:  # what a broken file raises is up to safetensors
+        reason = f"{type(error).__name__}: {error}"
+        raise CommandError(f"the results in {folder} cannot be read ({reason}); use --overwrite") from None
+    return result
 
 
 def choose_settings(args: argparse.Namespace, device: torch.device) -> Settings:
@@ -246,7 +263,8 @@ def choose_output(args: argparse.Namespace) -> Path:
     output = Path(args.output)
     if args.resume and not (output / checkpoint.SETTINGS).is_file():
         print(f"no run in {output} yet: starting one", flush=True)
-    checkpoint.check_output(output, resume=args.resume, overwrite=args.overwrite)
+    inputs = {f"--{name}": getattr(args, name) for name in ("train", "val", "test", "model")}
+    checkpoint.check_output(output, resume=args.resume, overwrite=args.overwrite, inputs=inputs)
     return output
 
 

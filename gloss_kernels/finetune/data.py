@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import random
-import zlib
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 from gloss_kernels.cli.errors import CommandError
+from gloss_kernels.finetune.csv_file import look, read_rows
 from gloss_kernels.finetune.docstrings import docstring_documents
 
 HELD_OUT = 0.15  # of the training documents, for each of validation and test where no file is given
@@ -60,12 +58,16 @@ def load_dataset(train: str | None, val: str | None, test: str | None, *, limit:
         pool = Documents(texts, labels, "built-in docstrings")
     else:
         pool = read_csv(train)
+    given = {name: read_csv(path) for name, path in (("validation", val), ("test", test)) if path is not None}
+    pool, *spelt = one_spelling([pool, *given.values()])
+    given = dict(zip(given, spelt, strict=True))
+    _check_size(pool, [name for name in ("validation", "test") if name not in given])
     # The share is of all documents, so that validation and test are equally large.
     wanted = len(pool)
-    held_test = read_csv(test) if test is not None else None
+    held_test = given.get("test")
     if held_test is None:
         pool, held_test = split(pool, HELD_OUT, f"{seed} test")
-    held_val = read_csv(val) if val is not None else None
+    held_val = given.get("validation")
     if held_val is None:
         pool, held_val = split(pool, HELD_OUT * wanted / max(1, len(pool)), f"{seed} val")
     if limit is not None:
@@ -76,35 +78,32 @@ def load_dataset(train: str | None, val: str | None, test: str | None, *, limit:
 
 
 def read_csv(name: str) -> Documents:
-    """Texts and labels of a CSV file; gzip where the name ends in .gz."""
-    path = Path(name)
-    if not path.is_file():
-        raise CommandError(f"{name} must be a file, got no such file")
+    """Texts and labels of a CSV file; gzip too."""
     texts: list[str] = []
     labels: list[str] = []
-    csv.field_size_limit(2**31 - 1)
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8-sig", newline="")
-        ) as stream:
-            reader = csv.DictReader(stream, restval="")
-            for column in ("text", "label"):
-                if column not in (reader.fieldnames or ()):
-                    found = ", ".join(reader.fieldnames or ()) or "none"
-                    raise CommandError(f"{name} must have the columns text and label, got {found[:200]}")
-            for row in reader:
-                for column in ("text", "label"):
-                    if not row[column].strip():
-                        raise CommandError(f"{name}, line {reader.line_num}: {column} must not be empty")
-                texts.append(row["text"].strip())
-                labels.append(row["label"].strip())
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise CommandError(f"{name} cannot be read as CSV: {error}") from None
+    for _, text, label in read_rows(name):
+        texts.append(text)
+        labels.append(label)
     if not texts:
         raise CommandError(f"{name} must have documents, got none")
     return Documents(texts, labels, name)
+
+
+def one_spelling(parts: list[Documents]) -> list[Documents]:
+    """Labels that look alike, such as an accent in one character and in two, become the first spelling of them, with a
+    warning: two classes that nobody can tell apart are a mistake of whoever wrote the file."""
+    first: dict[str, str] = {}
+    joined: dict[tuple[str, str], str] = {}
+    for part in parts:
+        for label in part.labels:
+            kept = first.setdefault(look(label), label)
+            if kept != label:
+                joined.setdefault((kept, label), part.source)
+    for (kept, label), source in joined.items():
+        print(f"warning: {source}: label {label!a} looks like {kept!a}, and is read as it", file=sys.stderr)
+    if not joined:
+        return parts
+    return [Documents(part.texts, [first[look(label)] for label in part.labels], part.source) for part in parts]
 
 
 def split(documents: Documents, fraction: float, seed: str) -> tuple[Documents, Documents]:
@@ -146,12 +145,21 @@ def _numbers_first(label: str) -> tuple[bool, int, str]:
     return not number, int(label) if number else 0, label
 
 
+def _check_size(pool: Documents, held_out: list[str]) -> None:
+    """A class gives a document to each part that is held out, and keeps one."""
+    largest = max(map(len, _rows_by_class(pool).values()))
+    if largest <= len(held_out):
+        files = " and ".join({"validation": "--val", "test": "--test"}[name] for name in held_out)
+        raise CommandError(
+            f"{pool.source} must have a class of {len(held_out) + 1} documents or more, to hold some out for "
+            f"{' and '.join(held_out)}, got at most {largest} of a class; or give {files}"
+        )
+
+
 def _check(data: Dataset) -> None:
     if len(data.classes) < 2:
         raise CommandError(f"{data.train.source} must have two classes or more, got only {data.classes[0]!r}")
     for part in (data.val, data.test):
-        if not len(part):
-            raise CommandError(f"{part.source} must have documents, got none: every class has one document only")
         unknown = sorted(set(part.labels) - set(data.classes))
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""

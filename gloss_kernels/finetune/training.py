@@ -109,7 +109,8 @@ class Trainer:
         torch.manual_seed(self.settings.seed)
         state = checkpoint.load_checkpoint(self.folder) if resume else None
         if state is not None:
-            self._restore(state)
+            with checkpoint.restoring(self.folder):
+                self._restore(state)
         elif self.objective.corpus is not None:
             self._fill_bank(self.objective.corpus)
         while not self.progress.is_finished(self.settings):
@@ -217,6 +218,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress = Progress(state["history"], state["best"])
+        if not 1 <= state["best"]["epoch"] <= len(state["history"]):
+            raise ValueError(f"epoch {state['best']['epoch']} of {len(state['history'])}")
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["rng_cuda"] is not None:
             torch.cuda.set_rng_state(state["rng_cuda"], self.device)

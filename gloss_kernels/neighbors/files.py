@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gloss_kernels._files import replacing
+from gloss_kernels._files import is_same, replacing
 
 from .rows import Rows, matrix
 from .structures import KINDS, Structure
@@ -41,6 +41,10 @@ class Contents:
 
 def write(contents: Contents, path: str | os.PathLike[str], *, vectors: bool) -> None:
     rows, structure = contents.rows, contents.structure
+    for source, is_index in rows.sources:
+        # An index with rows takes the place of the one it was loaded from: all that this had is in it.
+        if is_same(path, source) and not (vectors and is_index):
+            raise ValueError(f"path must be another file than that of the rows of the index, got {os.fspath(path)!r}")
     codes = contents.codes()
     header = {
         "kind": contents.kind,
@@ -61,7 +65,7 @@ def write(contents: Contents, path: str | os.PathLike[str], *, vectors: bool) ->
         for part in rows.parts if vectors else ():
             for piece in rows.raw(part):
                 file.write(piece)
-            file.write(b" " * _gap(file.tell()))
+            file.write(b" " * _gap(part.nbytes))  # not of file.tell(), which a pipe has not
         file.write(codes)
 
 
@@ -70,8 +74,8 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> Contents:
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         header, offset = _header(name, file.read(START.size), file)
-    parts = [(int(count), DTYPES[dtype]) for count, dtype in header["parts"]]
-    dim = int(header["dim"])
+    parts = [(count, DTYPES[dtype]) for count, dtype in header["parts"]]
+    dim = header["dim"]
     if sum(count for count, _ in parts) != header["count"]:
         raise ValueError(
             f"path: {name!r} is damaged: it should hold {header['count']} rows, its parts hold another number"
@@ -87,6 +91,7 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> Contents:
             raw = np.memmap(path, np.uint8, "c", offset, (length,))  # "c": torch warns of arrays it must not write
             rows.append(torch.from_numpy(raw).view(dtype).view(count, dim), copy=False)
             offset += length + _gap(length)
+        rows.sources.append((os.path.realpath(path), True))
         if rows.crc() != header["rows_crc"]:
             raise ValueError(f"path: {name!r} is damaged: the checksum of its rows is wrong")
     else:
@@ -95,6 +100,7 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> Contents:
                 f"embeddings must be the rows that {name!r} was built from (it was saved with vectors=False), got None"
             )
         x, mapped = matrix("embeddings", embeddings, dim)
+        rows.note_source(embeddings)
         if len(x) != header["count"]:
             raise ValueError(
                 f"embeddings must be the {header['count']} rows that {name!r} was built from, got {len(x)} rows"
@@ -107,10 +113,16 @@ def read(path: str | os.PathLike[str], embeddings: Any = None) -> Contents:
         codes = np.fromfile(path, np.uint8, header["codes_bytes"], offset=offset)
         if zlib.crc32(codes.data) != header["codes_crc"]:
             raise ValueError(f"path: {name!r} is damaged: the checksum of its structure is wrong")
-        structure = Structure.from_bytes(header["kind"], codes, dim, header["effort"], rows.device)
-        held = structure.index.ntotal
-        if held != len(rows):
-            raise ValueError(f"path: {name!r} is damaged: {len(rows)} rows, but its structure holds {held}")
+        try:
+            structure = Structure.from_bytes(header["kind"], codes, dim, header["effort"], rows.device)
+            held = structure.index.ntotal
+        except (RuntimeError, AttributeError, TypeError) as error:  # what FAISS, or SWIG, says of what it cannot read
+            raise ValueError(f"path: {name!r} is damaged: FAISS cannot read its structure") from error
+        if held != len(rows) or structure.index.d not in (dim, dim + dim % 2):
+            raise ValueError(
+                f"path: {name!r} is damaged: {len(rows)} rows of {dim} columns, but its structure holds {held} of "
+                f"{structure.index.d}"
+            )
     return Contents(header["kind"], rows, structure, header["facts"])
 
 
@@ -131,10 +143,40 @@ def _header(name: str, start: bytes, file: Any) -> tuple[dict[str, Any], int]:
     text = file.read(min(length, 1 << 24))
     if len(text) != length or zlib.crc32(text) != crc:
         raise ValueError(f"path: {name!r} is cut or damaged: its header is not whole")
-    header = json.loads(text)
-    if header["kind"] not in KINDS:
-        raise ValueError(f"path: {name!r} must hold one of the kinds {', '.join(KINDS)}, got {header['kind']!r}")
+    try:
+        header = json.loads(text)
+        known = header["kind"] in KINDS
+        if known:
+            _check(header, START.size + length)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise ValueError(f"path: {name!r} is damaged: its header is not one of ours ({reason})") from None
+    if not known:
+        kinds = ", ".join(KINDS)
+        raise ValueError(f"path: {name!r} must hold one of the kinds {kinds}, got {header['kind']!r:.80}")
     return header, START.size + length
+
+
+def _check(header: dict[str, Any], start: int) -> None:
+    """TypeError where a header with the right checksum is none that write() makes."""
+    facts, parts = header["facts"], header["parts"]
+    whole = [header["dim"], header["count"], facts["recall_k"], facts["measured_rows"], *header["effort"].values()]
+    whole += [count for count, dtype in parts if dtype in DTYPES]
+    sizes = [header["codes_bytes"], header["rows_crc"], header["codes_crc"], *facts["options"].values()]
+    numbers = [facts[name] for name in ("recall", "recall_error", "recall_target")]
+    good = (
+        all(type(x) is int and 1 <= x < 1 << 62 for x in whole)
+        and all(type(x) is int and 0 <= x < 1 << 62 for x in sizes)
+        and all(type(x) in (int, float) and 0 <= x <= 1 for x in numbers)
+        and type(header["vectors"]) is type(facts["reached"]) is bool
+        and isinstance(facts["reason"], str)
+        and type(facts["seed"]) is int
+        and len(whole) == 4 + len(header["effort"]) + len(parts) > 4 + len(header["effort"])
+        and (header["kind"] == "exact") == (header["codes_bytes"] == 0)
+        and start % 64 == 0
+    )
+    if not good:
+        raise TypeError("a number or a name is out of its range")
 
 
 def _gap(position: int) -> int:

@@ -129,6 +129,7 @@ class NeighborIndex:
             _checks.whole_number("memory_limit", memory_limit, 1)
         rows = Rows(x.shape[1])
         rows.append(x, copy=not mapped)
+        rows.note_source(embeddings)
         reason = "asked for"
         if kind == "auto":
             kind, reason = plan.choose(len(x), x.shape[1], x.device, memory_limit)
@@ -265,6 +266,7 @@ class NeighborIndex:
         if len(x) == 0:
             return
         self._rows.append(x, copy=not mapped)
+        self._rows.note_source(embeddings)
         if self._structure is not None:
             try:
                 self._structure.add(self._rows, start)
@@ -280,7 +282,8 @@ class NeighborIndex:
     # ------------------------------------------------------------------------------------------- files
     def save(self, path: str | os.PathLike[str], *, vectors: bool = True) -> None:
         """Writes one file, without pickle, by a temporary name; vectors=False leaves the rows out (:meth:`load` then
-        needs them). While it writes, the FAISS structure is in memory twice."""
+        needs them). While it writes, the FAISS structure is in memory twice. ValueError where ``path`` is the file that
+        rows are mapped from, and the rows would be lost."""
         files.write(self._contents(), path, vectors=vectors)
 
     @classmethod

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from .rows import Report, Rows
 
 BLOCK = 8192  # rows; the results of one are written at once
 EXACT_BLOCK = 65_536  # exact search is fastest with many queries at a time
-STATE, VALUES, INDICES = "state.json", "values.npy", "indices.npy"
+FILES = STATE, VALUES, INDICES = "state.json", "values.npy", "indices.npy"
 
 
 class Keeping(NamedTuple):
@@ -67,6 +69,19 @@ def _whole(x: Tensor, k: int) -> TopK:
     return TopK(values.float(), indices)
 
 
+def _allocate(path: Path) -> None:
+    """Disk space for all of a file that has holes: a full disk is an error here, in mapped memory it ends the process
+    (SIGBUS)."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot
+                raise
+
+
 class Blocks:
     """values and indices [n, k], in memory or in a folder: two .npy files, and state.json with the rows that are done.
 
@@ -103,12 +118,14 @@ class Blocks:
 
     def _array(self, path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> Any:
         if self.done == 0:
-            return np.lib.format.open_memmap(path, "w+", dtype, shape)
+            array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+            _allocate(path)
+            return array
         try:
             array = np.lib.format.open_memmap(path, "r+")
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError
-        except (OSError, ValueError, EOFError):
+        except Exception:  # what a broken file raises is up to numpy, and to Python's parser for the header
             raise ValueError(f"checkpoint: {str(path)!r} is missing or damaged; another folder starts anew") from None
         return array
 
@@ -118,7 +135,7 @@ class Blocks:
             done = state.pop("done")
             if type(done) is not int or not 0 <= done <= state["n"]:
                 raise ValueError
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise ValueError(
                 f"checkpoint: {str(folder / STATE)!r} is damaged or was not written by knn; another folder starts anew"
             ) from None
@@ -127,7 +144,7 @@ class Blocks:
                 what = {"n": "the number of rows", "index": "the index"}.get(name, name)
                 raise ValueError(
                     f"checkpoint must be of the same search, or a new folder: in {str(folder)!r} {what} is "
-                    f"{state.get(name)!r}, here it is {mine!r}"
+                    f"{state.get(name)!r:.200}, here it is {mine!r}"
                 )
         self.done = done
 

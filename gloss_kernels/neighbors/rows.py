@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ class Rows:
         self.dim = dim
         self.parts: list[Tensor] = []
         self.mapped = False  # whether a part lies in a file
+        self.sources: list[tuple[str, bool]] = []  # files that parts are mapped from, and whether it is an index's
         self._crc: int | None = None
 
     def __len__(self) -> int:
@@ -46,6 +48,12 @@ class Rows:
         self.parts.append(part.detach().clone(memory_format=torch.contiguous_format) if copy else part.detach())
         self.mapped |= not copy
         self._crc = None
+
+    def note_source(self, x: Any) -> None:
+        """Of rows that may be a numpy.memmap, or a view of one."""
+        name = getattr(x, "filename", None) if isinstance(x, np.memmap) else None
+        if name is not None:
+            self.sources.append((os.fspath(name), False))
 
     def drop_last(self) -> None:
         """Takes back the latest append."""
