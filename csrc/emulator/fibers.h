@@ -16,9 +16,18 @@
 #include <ucontext.h>
 #endif
 
+#if defined(__SANITIZE_ADDRESS__)  // it has to be told on which stack a thread goes on
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 namespace emulator {
 
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kStackBytes = 512 << 10;      // room between the variables of a frame
+#else
 constexpr size_t kStackBytes = 128 << 10;
+#endif
 constexpr size_t kSharedBytes = 227 << 10;     // of a block at most, after an opt-in
 constexpr size_t kDefaultShared = 48 << 10;    // without
 
@@ -40,6 +49,10 @@ struct Fiber {
   ucontext_t context;
 #endif
   std::unique_ptr<char[]> stack;
+#if defined(__SANITIZE_ADDRESS__)
+  const void* bottom;  // of the stack
+  size_t bytes;
+#endif
   State state;
   dim3 thread;
   // At a collective operation of the warp, or at a barrier of the block.
@@ -85,10 +98,21 @@ void switch_stack(void** /*from*/, void* /*to*/) {
       "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
       "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret\n");
 }
-inline void switch_to(Fiber& from, Fiber& to) { switch_stack(&from.stack_pointer, to.stack_pointer); }
+inline void change_stack(Fiber& from, Fiber& to) { switch_stack(&from.stack_pointer, to.stack_pointer); }
 #else
-inline void switch_to(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
+inline void change_stack(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
 #endif
+
+inline void switch_to(Fiber& from, Fiber& to) {
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake;
+  __sanitizer_start_switch_fiber(&fake, to.bottom, to.bytes);
+  change_stack(from, to);
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#else
+  change_stack(from, to);
+#endif
+}
 
 inline void wait(State state) {
   Fiber& me = self();
@@ -122,12 +146,20 @@ inline void declare_shared(void* at, size_t bytes) {
 }
 
 inline void entry() {
+#if defined(__SANITIZE_ADDRESS__)  // says where the scheduler's stack lies: that of the thread that launched
+  __sanitizer_finish_switch_fiber(nullptr, &block.scheduler.bottom, &block.scheduler.bytes);
+#endif
   block.body();
   for (;;) wait(State::done);
 }
 
 inline void prepare(Fiber& fiber) {
   if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
+#if defined(__SANITIZE_ADDRESS__)
+  fiber.bottom = fiber.stack.get();
+  fiber.bytes = kStackBytes;
+  __asan_unpoison_memory_region(fiber.bottom, fiber.bytes);  // frames of the thread that had it were left, not returned
+#endif
 #if defined(__x86_64__)
   // As if entry() had been called and switched away: six registers, then where to return to.
   auto top = reinterpret_cast<uintptr_t>(fiber.stack.get() + kStackBytes) & ~uintptr_t(63);

@@ -164,7 +164,8 @@ void compute_norms(Rows<In> rows, double* inverse_norms, int64_t* bad_row, Queue
 template <class In, class T>
 ExactSpace<In, T> exact_carve(Workspace& memory, int64_t queries, int64_t corpus, int64_t k) {
   const int64_t bytes = corpus * int64_t(sizeof(T)) + k * int64_t(sizeof(Choice<T>));  // a query
-  const int64_t chunk = std::clamp<int64_t>(kScoreBytes / bytes, 1, std::min<int64_t>(queries, 65535));
+  const int64_t most = std::clamp<int64_t>(queries, 1, 65535);  // also of no queries: a clamp from 1 to 0 is undefined
+  const int64_t chunk = std::clamp<int64_t>(kScoreBytes / bytes, 1, most);
   return {memory.take<T>(chunk * corpus), memory.take<Choice<T>>(chunk * k), chunk};
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ROOT / "build/emulator"
+PROGRAMS = Path(os.environ.get("GLOSS_TEST_PROGRAMS", ROOT / "build/emulator"))  # of tests/sanitize: its own
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def run_check() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(program: str, case: str, seed: int | None = None) -> subprocess.CompletedProcess[str]:
         path = PROGRAMS / program
         if not path.exists():
-            pytest.skip(f"no {path.relative_to(ROOT)}: GLOSS_KERNELS_EMULATOR=1 pip install -e .")
+            pytest.skip(f"no {path}: GLOSS_KERNELS_EMULATOR=1 pip install -e .")
         environment = os.environ if seed is None else {**os.environ, "GLOSS_EMULATOR_SEED": str(seed)}
         return subprocess.run([path, case], env=environment, capture_output=True, text=True, timeout=900, check=False)
 
