@@ -39,6 +39,18 @@ def tests_full(session: nox.Session) -> None:
 
 
 @nox.session
+def sanitize(session: nox.Session) -> None:
+    """the C++ core under ASan, UBSan and TSan: nox -s sanitize [-- address | thread]"""
+    python(session, "tests/sanitize/run.py", *session.posargs)
+
+
+@nox.session
+def properties(session: nox.Session) -> None:
+    """the long run of the property tests: nox -s properties -- FILE.json [--inputs 100000]"""
+    python(session, "tests/properties/campaign.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """the CPU report, bench/results/NAME.md: nox -s bench -- --name NAME"""
     if not session.posargs:

@@ -105,6 +105,7 @@ class SimilarityGraph(NamedTuple):
             raise TypeError(f"matrix must hold real numbers, got {matrix.dtype}")
         coo = matrix.tocoo()
         keep = coo.row != coo.col
+        # Not in the matrix's own dtype: entries are added, and in int8 100 + 100 would be -56.
         weights = coo.data[keep].astype(np.float64 if coo.dtype.itemsize >= 8 and coo.dtype.kind == "f" else np.float32)
         csr = type(coo)((weights, (coo.row[keep], coo.col[keep])), shape=coo.shape).tocsr()
         csr.sum_duplicates()

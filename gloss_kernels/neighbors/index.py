@@ -123,10 +123,10 @@ class NeighborIndex:
             raise ValueError("embeddings must have at least one row, got none")
         _checks.choice("kind", kind, ("auto", *KINDS))
         _checks.number("recall_target", recall_target, 0, 1, open_low=True)
-        _checks.whole_number("recall_k", recall_k, 1)
-        _checks.whole_number("seed", seed, 0)
+        recall_k = _checks.whole_number("recall_k", recall_k, 1)
+        seed = _checks.whole_number("seed", seed, 0)
         if memory_limit is not None:
-            _checks.whole_number("memory_limit", memory_limit, 1)
+            memory_limit = _checks.whole_number("memory_limit", memory_limit, 1)
         rows = Rows(x.shape[1])
         rows.append(x, copy=not mapped)
         rows.note_source(embeddings)
@@ -217,7 +217,7 @@ class NeighborIndex:
         x, _ = matrix("queries", queries, self.dim)
         if x.device != self._rows.device:
             raise ValueError(f"queries must be on {self._rows.device} as the index, got {x.device}")
-        _checks.whole_number("k", k, 1)
+        k = int(_checks.whole_number("k", k, 1))  # FAISS knows no other integers
         if k > len(self):
             raise ValueError(f"k must be at most {len(self)}, the rows of the index, got {k}")
         found = [self._find(unit(x[i : i + QUERIES]), k) for i in range(0, len(x), QUERIES)]
@@ -245,7 +245,7 @@ class NeighborIndex:
             >>> similarity_graph(x, 5, neighbors=neighbors).num_nodes
             50
         """
-        _checks.whole_number("k", k, 1)
+        k = int(_checks.whole_number("k", k, 1))  # FAISS knows no other integers
         if len(self) < 2:
             raise ValueError("knn: the index must have at least 2 rows, so that a row has another, got 1")
         if k > len(self) - 1:
