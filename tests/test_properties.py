@@ -55,7 +55,7 @@ def test_repeated_entries_of_small_integers_are_added(dtype: type) -> None:
 def test_complex_weights_are_refused() -> None:
     """The imaginary part was dropped."""
     csr = pytest.importorskip("scipy.sparse").csr_matrix
-    with pytest.raises(TypeError, match=r"^matrix must have real weights, got complex"):
+    with pytest.raises(TypeError, match=r"^matrix must hold real numbers, got complex"):
         SimilarityGraph.from_scipy(csr(np.array([[0, 1 + 2j], [1 - 2j, 0]])))
 
 
