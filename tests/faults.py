@@ -31,7 +31,7 @@ PYTHON = [
     ),
     Fault(
         "python: sigma from the first rows, not from spaced ones",
-        "return x[:: -(-len(x) // MAX_ROWS)] if len(x) > MAX_ROWS else x",
+        "return x[:: -(-x.shape[0] // MAX_ROWS)] if x.shape[0] > MAX_ROWS else x",
         "return x[:MAX_ROWS]",
         LOSS + "test_heuristics_look_at_evenly_spaced_rows",
     ),
