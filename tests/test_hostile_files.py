@@ -109,6 +109,6 @@ def test_a_state_of_knn_with_a_long_name(tmp_path: Path) -> None:
     knn.Blocks(8, 2, keeping)
     state = tmp_path / "state.json"
     state.write_text(state.read_text().replace("of x", "x" * 4000))
-    with pytest.raises(ValueError, match="holds another search: index must be 'of x', got 'xxx") as error:
+    with pytest.raises(ValueError, match=r"of the same search, or a new folder: in .* the index is 'xxx") as error:
         knn.Blocks(8, 2, keeping)
     assert len(str(error.value)) < 1000
