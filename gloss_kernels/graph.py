@@ -320,7 +320,7 @@ def neighbors_of(embeddings: Tensor, n_neighbors: int, *, backend: str = "auto")
         raise ValueError(
             f"n_neighbors must be at most {most} (a document of {most + 1} has no more others), got {n_neighbors}"
         )
-    if torch.compiler.is_compiling() and embeddings.device.type == "cpu":
+    if torch.compiler.is_compiling() and embeddings.device.type == "cpu":  # there no except gives the error its name
         embeddings = _checks.finite_rows("embeddings", embeddings)
     try:
         return cosine_topk(embeddings, k=n_neighbors, backend=backend)

@@ -129,8 +129,8 @@ def _sample(x: Tensor) -> Tensor:
 
 def _distances(embeddings: Tensor) -> Tensor:
     x = embeddings.detach()
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # on a GPU nobody waits: sigma is NaN
-        _checks.finite_rows("embeddings", x)
+    if x.device.type == "cpu":  # on a GPU nobody waits: sigma is NaN
+        x = _checks.finite_rows("embeddings", x)
     u = unit_rows(x)
     itself = torch.eye(u.shape[0], dtype=torch.bool, device=u.device)  # fill_diagonal_ would fix the size in an export
     return (2 - 2 * product(u, u.T)).clamp(min=0).sqrt().masked_fill(itself, 0.0)

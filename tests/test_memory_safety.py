@@ -26,6 +26,7 @@ from gloss_kernels import (
     similarity_graph,
 )
 from gloss_kernels._backends.protocol import Batch
+from gloss_kernels.sigma import sigma_root, sigma_self_tuning
 
 C, N = 4, 24
 WRONG_LABELS = [C, 10**12, -2, -100, -(2**63)]
@@ -274,6 +275,17 @@ def test_numbers_are_checked_compiled_or_not(mode: str, n_neighbors: int | None)
     for wrong in (C, -100):
         with pytest.raises(ValueError, match=f"labels must be 0..3 or -1, got {wrong} for document 3"):
             run(*batch(wrong))
+
+
+@on_cpu
+@pytest.mark.parametrize("heuristic", [sigma_root, sigma_self_tuning])
+def test_heuristics_name_the_row_compiled_or_not(heuristic: Callable[[Tensor], Tensor]) -> None:
+    torch._dynamo.reset()
+    x = documents(N, 8)
+    x[4, 1] = torch.nan
+    for f in (heuristic, torch.compile(heuristic, fullgraph=True, backend="aot_eager")):
+        with pytest.raises(ValueError, match="embeddings: row 4 contains NaN or Inf"):
+            f(x)
 
 
 @pytest.mark.parametrize("backend", ALL)
