@@ -88,6 +88,16 @@ def test_inference_mode_leaves_no_trace(use: str, index: str | None) -> None:
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
+def test_first_unlabeled_documents_in_inference_mode() -> None:
+    """The bank gets buffers that it did not have, those of the propagation."""
+    loss_fn = filled(labeled=1.0)
+    with torch.inference_mode():
+        add(loss_fn)
+        loss_fn.propagate()
+    assert len(loss_fn.bank.soft) == len(loss_fn.bank) and is_normal(loss_fn)
+    assert step(loss_fn).isfinite().all()
+
+
 def test_built_in_inference_mode() -> None:
     with torch.inference_mode():
         loss_fn = filled(class_weight=torch.ones(C, device=DEVICE))

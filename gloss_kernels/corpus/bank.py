@@ -98,7 +98,6 @@ class Bank(nn.Module):
             )
 
     # -------------------------------------------------------------------------------------------- writing
-    @torch.inference_mode(False)
     @torch.no_grad()
     def write(self, ids: Tensor | None, embeddings: Tensor) -> None:
         """Embeddings of any length and float dtype become the unit rows of documents ids (None: of all)."""
