@@ -91,8 +91,9 @@ gradient_kernel(Rows<In> own, const double* __restrict__ own_norms, Rows<In> cho
     }
   }
   along = warp_sum(along);
+  const bool vanishes = !(norm > 0 && norm <= kLargestInverseNorm<T>);
   for (int c = lane; c < own.cols; c += 32)
-    out[c] = norm > 0 && norm <= kLargestInverseNorm<T> ? T((double(out[c]) - along * (to_double(x[c]) * norm)) * norm) : T(0);
+    out[c] = vanishes ? T(0) : T((double(out[c]) - along * (to_double(x[c]) * norm)) * norm);
 }
 
 }  // namespace

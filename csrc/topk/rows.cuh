@@ -69,8 +69,8 @@ void by_dtype(DType dtype, const F& f) {
   }
 }
 
-// 1 / |x| by the lanes of a warp, 0 for a zero row and one that is too short for 1 / |x| to be a double, NaN for a row that is not finite. Entries are first scaled by a
-// power of two, so that squares of doubles neither overflow nor vanish.
+// 1 / |x| by the lanes of a warp, 0 for a zero row and one that is too short for 1 / |x| to be a double, NaN for a row
+// that is not finite. Entries are first scaled by a power of two, so that squares of doubles neither overflow nor vanish.
 template <class In>
 __device__ inline double inverse_norm(const In* x, int cols, int lane) {
   double largest = 0;

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..._math import cholesky, compute_dtype
+from ..._math import cholesky, compute_dtype, shortest_with_gradient
 from ..._product import in_float64
 from ..protocol import Batch, BatchLoss
 from ._launch import INTERPRETED, cdiv, jit, launch, power_of_two
@@ -63,8 +63,8 @@ def unit_rows_kernel(x_ptr, unit_ptr, inverse_norm_ptr, n, d, ROWS: tl.constexpr
 
 
 @jit(run_time=("n",))
-def project_rows_kernel(unit_ptr, inverse_norm_ptr, grad_unit_ptr, grad_ptr, n, d, ROWS: tl.constexpr,
-                        COLUMNS: tl.constexpr):  # fmt: skip
+def project_rows_kernel(unit_ptr, inverse_norm_ptr, grad_unit_ptr, grad_ptr, n, d, LARGEST: tl.constexpr,
+                        ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """The gradient of unit rows as that of the rows: what is along the row goes."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     along = tl.zeros([ROWS], tl.float64)
@@ -75,7 +75,7 @@ def project_rows_kernel(unit_ptr, inverse_norm_ptr, grad_unit_ptr, grad_ptr, n, 
         u, g = tl.load(unit_ptr + at, mask, 0.0), tl.load(grad_unit_ptr + at, mask, 0.0)
         along += tl.sum(u.to(tl.float64) * g.to(tl.float64), 1)
     scale = tl.load(inverse_norm_ptr + row, row < n, 0.0)
-    scale = tl.where(scale > (1e280 if grad_ptr.dtype.element_ty == tl.float64 else 1e32), 0.0, scale)  # options.h
+    scale = tl.where(scale > LARGEST, 0.0, scale)
     for first in range(0, d, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
         mask = (row < n)[:, None] & (column < d)[None, :]
@@ -362,5 +362,8 @@ def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
         grad_sigma, n, num_classes, SPREADING=spreading, NORMALIZED=normalized,
     )  # fmt: skip
     grad_unit, grad = in_float64(grad_cosines, unit), torch.empty_like(x)
-    launch(project_rows_kernel, cdiv(n, ROWS), x, unit, inverse_norms, grad_unit, grad, n, d, **wide)
+    launch(
+        project_rows_kernel, cdiv(n, ROWS), x, unit, inverse_norms, grad_unit, grad, n, d,
+        LARGEST=1 / shortest_with_gradient(dtype), **wide,
+    )  # fmt: skip
     return BatchLoss(loss, result, reachable, lack, grad, grad_sigma)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...._library import rows as contiguous_rows
-from ...._math import compute_dtype
+from ...._math import compute_dtype, shortest_with_gradient
 from ...protocol import SearchGradient
 from .._launch import INTERPRETED, cdiv, jit, launch, power_of_two
 from .pack import Rows, with_norms
@@ -55,13 +55,13 @@ def gather_kernel(x_ptr, norm_ptr, chosen_ptr, grad_values_ptr, grad_ptr, choose
 
 
 @jit(run_time=("n",))
-def project_kernel(x_ptr, norm_ptr, grad_ptr, n, d, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """grad <- (grad - (grad . u) u) / |x|, in place."""
+def project_kernel(x_ptr, norm_ptr, grad_ptr, n, d, stride, LARGEST: tl.constexpr, ROWS: tl.constexpr,
+                   COLUMNS: tl.constexpr):  # fmt: skip
+    """grad <- (grad - (grad . u) u) / |x|, in place; 0 where 1 / |x| is 0 or above LARGEST."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     norm = tl.load(norm_ptr + row, row < n, 0.0)
     x_at = x_ptr + row.to(tl.int64) * stride
     grad_at = grad_ptr + row.to(tl.int64) * d
-    largest = 1e280 if grad_ptr.dtype.element_ty == tl.float64 else 1e32  # as in csrc/options.h
     along = tl.zeros([ROWS], tl.float64)
     for first in range(0, d, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
@@ -75,7 +75,7 @@ def project_kernel(x_ptr, norm_ptr, grad_ptr, n, d, stride, ROWS: tl.constexpr, 
         x = tl.load(x_at[:, None] + column[None, :], use, 0.0).to(tl.float64)
         grad = tl.load(grad_at[:, None] + column[None, :], use, 0.0).to(tl.float64)
         grad = (grad - along[:, None] * (x * norm[:, None])) * norm[:, None]
-        grad = tl.where(((norm > 0) & (norm <= largest))[:, None], grad, 0.0)
+        grad = tl.where(((norm > 0) & (norm <= LARGEST))[:, None], grad, 0.0)
         tl.store(grad_at[:, None] + column[None, :], grad.to(grad_ptr.dtype.element_ty), use)
 
 
@@ -116,7 +116,7 @@ def gradient(
         choosers.data.stride(0), CHOSEN=from_chosen, CHOOSERS=from_choosers, ROWS=rows, COLUMNS=columns,
     )  # fmt: skip
     launch(
-        project_kernel, cdiv(n, rows), grad, own.data, own.inverse_norms, grad, n, d, own.data.stride(0), ROWS=rows,
-        COLUMNS=columns,
+        project_kernel, cdiv(n, rows), grad, own.data, own.inverse_norms, grad, n, d, own.data.stride(0),
+        LARGEST=1 / shortest_with_gradient(grad.dtype), ROWS=rows, COLUMNS=columns,
     )  # fmt: skip
     return grad
