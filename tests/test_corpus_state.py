@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DEVICE, documents, labels_for
+from processes import C, D, N, Whole, batches, two_processes
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from gloss_kernels import CorpusGLoss
 
-N, D, C = 60, 12, 5
 X, IDS = documents(N, D), torch.arange(9, device=DEVICE)
 
 
@@ -232,56 +232,6 @@ def test_copies_go_on_by_themselves(make: Callable[[CorpusGLoss], CorpusGLoss], 
 
 
 # ------------------------------------------------------------------------------------------- several processes
-class Whole(nn.Module):
-    """An encoder with the loss inside: what is often given to DistributedDataParallel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.encoder = nn.Linear(D, D, bias=False)
-        self.loss = CorpusGLoss(labels_for(N, C, 1.0).cpu(), D, n_neighbors=6)
-        self.loss.refresh(documents(N, D).cpu())
-
-    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
-        result: Tensor = self.loss(self.encoder(x), ids)
-        return result
-
-
-def batches(steps: int = 3, size: int = 8) -> list[Tensor]:
-    generator = torch.Generator("cpu").manual_seed(0)
-    return [torch.randperm(N, generator=generator, device="cpu")[:size] for _ in range(steps)]
-
-
-def two_processes(rank: int, port: int, out: str) -> None:
-    """Each takes half of every batch. First the mistake, then the remedy of its message."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=2)
-    x, result = documents(N, D).cpu(), {}
-    for broadcast in (True, False):
-        whole = nn.parallel.DistributedDataParallel(Whole(), broadcast_buffers=broadcast)
-        mine = batches()[0].chunk(2)[rank]
-        try:
-            whole(x[mine], mine)
-        except RuntimeError as error:
-            result[f"broadcast={broadcast}"] = str(error)
-        whole.eval()
-        result[f"eval, broadcast={broadcast}"] = float(whole(x[mine], mine).isfinite())
-    gather = torch.distributed.nn.functional.all_gather
-    parts = Whole()
-    encoder = nn.parallel.DistributedDataParallel(parts.encoder)
-    optimizer = torch.optim.SGD(encoder.parameters(), 0.1)
-    for ids in batches():
-        mine = ids.chunk(2)[rank]
-        loss = parts.loss(torch.cat(gather(encoder(x[mine]))), torch.cat(gather(mine)))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    parts.loss.flush()
-    result["weight"], result["rows"] = parts.encoder.weight.detach(), parts.loss.bank.rows
-    torch.save(result, Path(out) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.skipif(DEVICE != "cpu" or not torch.distributed.is_available(), reason="two processes with gloo")
 def test_inside_ddp_is_refused_and_the_remedy_is_right(tmp_path: Path) -> None:
     with socket.socket() as free:
