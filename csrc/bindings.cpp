@@ -30,18 +30,26 @@ struct Reporter {
   }
 };
 
-py::dict cosine_topk(View queries, View corpus, int64_t k, bool exclude_self, Address hint, int64_t hint_k,
-                     Address values, Address indices, int threads, py::object report) {
+// operation(progress), reporting to a Python function, or only looking for Ctrl-C where that is None.
+template <class Operation>
+void watched(py::object report, const Operation& operation) {
   Reporter reporter{std::move(report)};
-  cpu::TopkStats stats{};
   try {
     py::gil_scoped_release no_gil;
-    cpu::cosine_topk(to_view(queries), to_view(corpus), k, exclude_self, at<int64_t>(hint), hint_k, at<void>(values),
-                     at<int64_t>(indices), threads, reporter.progress(), &stats);
+    operation(reporter.progress());
   } catch (const Cancelled&) {
     throw py::error_already_set();  // the KeyboardInterrupt or the exception of the progress function
   }
   if (!reporter.report(1)) throw py::error_already_set();
+}
+
+py::dict cosine_topk(View queries, View corpus, int64_t k, bool exclude_self, Address hint, int64_t hint_k,
+                     Address values, Address indices, int threads, py::object report) {
+  cpu::TopkStats stats{};
+  watched(std::move(report), [&](Progress progress) {
+    cpu::cosine_topk(to_view(queries), to_view(corpus), k, exclude_self, at<int64_t>(hint), hint_k, at<void>(values),
+                     at<int64_t>(indices), threads, progress, &stats);
+  });
   py::dict out;
   out["candidates"] = stats.candidates;
   out["recomputed_rows"] = stats.recomputed_rows;
@@ -116,29 +124,31 @@ void normalize_edges_backward(int64_t n, int64_t, bool is_double, const std::str
 void propagate(int64_t n, int64_t, int64_t num_classes, bool is_double, Address crow, Address col, Address values,
                Address fixed, Address boundary, bool has_initial, Address prior, double alpha, double prior_strength,
                double tol, int64_t max_iter, Address result, Address residual, Address reachable, Address used_tol,
-               Address iterations, int threads) {
-  py::gil_scoped_release no_gil;
-  by_type(is_double, [&](auto type) {
-    using T = decltype(type);
-    *at<int64_t>(iterations) = cpu::propagate<T>(
-        to_csr(crow, col, n), at<T>(values), num_classes, at<uint8_t>(fixed), at<T>(boundary), has_initial,
-        at<T>(prior), {alpha, prior_strength, tol, max_iter, threads}, at<T>(result), at<double>(residual),
-        at<uint8_t>(reachable), at<double>(used_tol));
+               Address iterations, int threads, py::object report) {
+  watched(std::move(report), [&](Progress progress) {
+    by_type(is_double, [&](auto type) {
+      using T = decltype(type);
+      *at<int64_t>(iterations) = cpu::propagate<T>(
+          to_csr(crow, col, n), at<double>(values), num_classes, at<uint8_t>(fixed), at<T>(boundary), has_initial,
+          at<T>(prior), {alpha, prior_strength, tol, max_iter, threads, progress}, at<T>(result), at<double>(residual),
+          at<uint8_t>(reachable), at<double>(used_tol));
+    });
   });
 }
 
 void propagate_backward(int64_t n, int64_t, int64_t num_classes, bool is_double, Address crow, Address col,
                         Address values, Address fixed, Address reachable, Address prior, Address result,
                         Address grad_result, double alpha, double prior_strength, Address tol, int64_t max_iter,
-                        Address grad_values, Address residual, Address iterations, int threads) {
-  py::gil_scoped_release no_gil;
-  by_type(is_double, [&](auto type) {
-    using T = decltype(type);
-    const double within = std::max(*at<double>(tol), cpu::finest_tol<T>());
-    *at<int64_t>(iterations) = cpu::propagate_backward<T>(
-        to_csr(crow, col, n), at<T>(values), num_classes, at<uint8_t>(fixed), at<uint8_t>(reachable), at<T>(prior),
-        at<T>(result), at<T>(grad_result), {alpha, prior_strength, within, max_iter, threads},
-        at<T>(grad_values), at<double>(residual));
+                        Address grad_values, Address residual, Address iterations, int threads, py::object report) {
+  watched(std::move(report), [&](Progress progress) {
+    by_type(is_double, [&](auto type) {
+      using T = decltype(type);
+      const double within = std::max(*at<double>(tol), cpu::finest_tol<T>());
+      *at<int64_t>(iterations) = cpu::propagate_backward<T>(
+          to_csr(crow, col, n), at<double>(values), num_classes, at<uint8_t>(fixed), at<uint8_t>(reachable),
+          at<T>(prior), at<T>(result), at<T>(grad_result),
+          {alpha, prior_strength, within, max_iter, threads, progress}, at<double>(grad_values), at<double>(residual));
+    });
   });
 }
 
@@ -203,11 +213,11 @@ void bind_cpu(py::module_ m) {
   m.def("propagate", &propagate, arg("n"), arg("capacity"), arg("num_classes"), arg("is_double"), arg("crow"),
         arg("col"), arg("values"), arg("fixed"), arg("boundary"), arg("has_initial"), arg("prior"),
         arg("alpha"), arg("prior_strength"), arg("tol"), arg("max_iter"), arg("result"), arg("residual"),
-        arg("reachable"), arg("used_tol"), arg("iterations"), arg("threads"));
+        arg("reachable"), arg("used_tol"), arg("iterations"), arg("threads"), arg("report"));
   m.def("propagate_backward", &propagate_backward, arg("n"), arg("capacity"), arg("num_classes"), arg("is_double"),
         arg("crow"), arg("col"), arg("values"), arg("fixed"), arg("reachable"), arg("prior"), arg("result"),
         arg("grad_result"), arg("alpha"), arg("prior_strength"), arg("tol"), arg("max_iter"),
-        arg("grad_values"), arg("residual"), arg("iterations"), arg("threads"));
+        arg("grad_values"), arg("residual"), arg("iterations"), arg("threads"), arg("report"));
   m.def("dense_unit_rows", &dense_unit_rows, arg("n"), arg("cols"), arg("is_double"), arg("x"), arg("unit"),
         arg("inverse_norms"), arg("threads"));
   m.def("dense_unit_rows_backward", &dense_unit_rows_backward, arg("n"), arg("cols"), arg("is_double"), arg("unit"),

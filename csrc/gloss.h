@@ -116,6 +116,7 @@ struct PropagateOptions {
   double tol;             // a column stops when |r| <= tol |b| in the norm of the inverse diagonal (see propagate)
   int64_t max_iter;
   int threads;
+  Progress progress = {};  // of the CPU
 };
 
 // Harmonic: (D (1 + eps) - M)_UU F_U = M_UL F_L + eps D_U prior, D = diag(M 1), L the fixed rows, F_L = boundary_L.
@@ -130,7 +131,7 @@ struct PropagateOptions {
 // a row lacks more than max(10 tol, 0.01). *used_tol is the last tol, for propagate_backward.
 // Returns the iterations done; residual[c] = |r_c| / |b_c| (0 where b_c = 0), or what a row still lacks if that failed.
 template <class T>
-int64_t propagate(Csr graph, const T* values, int64_t num_classes,
+int64_t propagate(Csr graph, const double* values, int64_t num_classes,
                   const uint8_t* fixed,  // [n]
                   const T* boundary,     // [n, num_classes]
                   bool has_initial,
@@ -149,9 +150,9 @@ int64_t propagate(Csr graph, const T* values, int64_t num_classes,
 // grad_values [crow[n]] comes zeroed; entries without a mirror entry above the diagonal stay so.
 // Returns the iterations done; residual[c] = |r_c| / |b_c|.
 template <class T>
-int64_t propagate_backward(Csr graph, const T* values, int64_t num_classes, const uint8_t* fixed,
+int64_t propagate_backward(Csr graph, const double* values, int64_t num_classes, const uint8_t* fixed,
                            const uint8_t* reachable, const T* prior, const T* result, const T* grad_result,
-                           PropagateOptions options, T* grad_values, double* residual);
+                           PropagateOptions options, double* grad_values, double* residual);
 
 // ------------------------------------------------------------------------------ dense mini-batch path
 // G-Loss of a mini-batch whose documents all neighbour each other: between these calls stand two matrix products,

@@ -24,6 +24,16 @@ struct System {
   const T* value;       // [nnz]
 };
 
+// Rows of A x, (A x)_i = e_i x_i + sum_j W_ij (x_i - x_j): W without its diagonal, the excess e >= 0.
+template <class T>
+struct Weights {
+  const int64_t* crow;  // [rows + 1]
+  const int32_t* col;   // [nnz]
+  const T* weight;      // [nnz]
+  const T* excess;      // [rows]
+  const T* damped;      // [rows], damping / diagonal
+};
+
 template <class T>
 struct PanelKernels {
   // q = p - B p on rows [begin, end); dots[c] = sum over them of p q.
@@ -38,9 +48,32 @@ struct PanelKernels {
                   double* dots);
   // p = r + beta p.
   void (*turn)(int64_t width, const T* beta, const T* r, T* p, int64_t begin, int64_t end);
-  // Over whole rows of classes: sum of a f, and of (a - b) (f - g). [count]
+
+  // Of the multilevel solver: y = A x on rows [begin, end); dots[c] = sum of x y.
+  void (*apply)(const Weights<T>& a, int64_t width, const T* x, T* y, int64_t begin, int64_t end, double* dots);
+  // r = b - A x; dots[c] = sum of r^2 damped.
+  void (*remainder)(const Weights<T>& a, int64_t width, const T* b, const T* x, T* r, int64_t begin, int64_t end,
+                    double* dots);
+  // x += step p, r -= step q, z = damped r; dots[c] = sum of r z.
+  void (*descend)(const Weights<T>& a, int64_t width, const T* step, const T* p, const T* q, T* x, T* r, T* z,
+                  int64_t begin, int64_t end, double* dots);
+  // z = damped r.
+  void (*damp)(const Weights<T>& a, int64_t width, const T* r, T* z, int64_t begin, int64_t end);
+  // coarse[g] = sum over the rows of group g of r - A z, groups [begin, end).
+  void (*restrict)(const Weights<T>& a, const int32_t* first, int64_t width, const T* r, const T* z, T* coarse,
+                   int64_t begin, int64_t end);
+  // z += coarse[g] in the rows of groups [begin, end).
+  void (*prolong)(const int32_t* first, int64_t width, const T* coarse, T* z, int64_t begin, int64_t end);
+  // out = z + damped (r - A z); dots[c] = sum of r out, largest[c] = max |out|.
+  void (*smooth)(const Weights<T>& a, int64_t width, const T* r, const T* z, T* out, int64_t begin, int64_t end,
+                 double* dots, double* largest);
+
+  // Over whole rows of classes [count]: sum of a f, and of (a - b) (f - g) without differences that are rounding: of f and
+  // g, results, up to 4 units in the last place, of a and b, their adjoints, up to 64. Adjoints grow as one over the
+  // weight that a group hangs on the labels by, 1e35 at sigma 0.1; there f - g is that small, and noise is not.
   double (*dot)(int64_t count, const T* a, const T* f);
-  double (*dot_differences)(int64_t count, const T* a, const T* b, const T* f, const T* g);
+  double (*dot_differences_f32)(int64_t count, const T* a, const T* b, const float* f, const float* g);
+  double (*dot_differences_f64)(int64_t count, const T* a, const T* b, const double* f, const double* g);
 };
 
 #define GLOSS_DECLARE_PANEL_KERNELS(isa)      \

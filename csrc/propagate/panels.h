@@ -4,40 +4,65 @@
 #include <algorithm>
 #include <mutex>
 
-#include "hidden.h"
-#include "solver.h"
 #include "cpu/parallel.h"
+#include "gloss.h"
+#include "kernels.h"
 
 namespace gloss::cpu {
 
+// Where a panel's iterations are reported: each panel is kWork units, of which an iteration takes a part of the rest.
+class Watch {
+ public:
+  Watch(Ticker& ticker, int thread) : ticker_(ticker), thread_(thread) {}
+  void begin() { done_ = 0; }
+  // False when the solve is to stop.
+  bool step() { return advance((kWork - done_) / 8); }
+  void end() { advance(kWork - done_); }
+  bool stopped() const { return ticker_.cancelled(); }
+  static constexpr int64_t kWork = 1 << 16;
+
+ private:
+  bool advance(int64_t work) {
+    done_ += work;
+    return ticker_.advance(thread_, work);
+  }
+  Ticker& ticker_;
+  const int thread_;
+  int64_t done_ = 0;
+};
+
 // For each panel of columns [first, first + columns): fill(first, columns, width, b, x) sets the right-hand sides and,
 // with has_start, the start [rows, width]; take(first, columns, width, x) receives the solutions. Both run on one thread.
-// residual [num_classes]. Returns the iterations of the slowest panel.
-template <class T, class Fill, class Take>
-int64_t solve_panels(const Hidden<T>& hidden, int64_t num_classes, const PropagateOptions& options, double* residual,
-                     bool has_start, const Fill& fill, const Take& take) {
+// make(threads) makes a solver: solve(width, has_start, b, x, residual, watch) -> iterations. residual [num_classes]. Returns the iterations of the slowest panel; throws Cancelled.
+template <class S, class Make, class Fill, class Take>
+int64_t solve_panels(int64_t rows, int64_t num_classes, int threads, Ticker& ticker, double* residual, bool has_start,
+                     const Make& make, const Fill& fill, const Take& take) {
   const int64_t panels = (num_classes + kPanel - 1) / kPanel;
-  const bool side_by_side = panels >= options.threads;
+  const bool side_by_side = panels >= threads;
   int64_t slowest = 0;
   std::mutex slowest_lock;
   Queue queue(panels, 1);
-  parallel(side_by_side ? options.threads : 1, [&](int) {
-    PanelSolver<T> solver(hidden.system(), options.tol, options.max_iter, side_by_side ? 1 : options.threads);
-    Buffer<T> b(hidden.rows() * kPanel), x(hidden.rows() * kPanel);
+  parallel(side_by_side ? threads : 1, [&](int thread) {
+    auto solver = make(side_by_side ? 1 : threads);
+    Watch watch(ticker, thread);
+    Buffer<S> b(rows * kPanel), x(rows * kPanel);
     double measured[kPanel];
-    for (Range range; queue.next(range);) {
+    for (Range range; queue.next(range) && !ticker.cancelled();) {
       const int64_t first = range.begin * kPanel, columns = std::min(kPanel, num_classes - first);
       const int64_t width = panel_width(columns);
-      std::fill_n(b.get(), hidden.rows() * width, T(0));
-      std::fill_n(x.get(), hidden.rows() * width, T(0));
+      std::fill_n(b.get(), rows * width, S(0));
+      std::fill_n(x.get(), rows * width, S(0));
       fill(first, columns, width, b.get(), x.get());
-      const int64_t iterations = solver.solve(width, has_start, b.get(), x.get(), measured);
+      watch.begin();
+      const int64_t iterations = solver.solve(width, has_start, b.get(), x.get(), measured, watch);
+      watch.end();
       std::copy_n(measured, columns, residual + first);
       take(first, columns, width, x.get());
       const std::lock_guard<std::mutex> lock(slowest_lock);
       slowest = std::max(slowest, iterations);
     }
   });
+  ticker.check();
   return slowest;
 }
 

@@ -4,7 +4,11 @@
 #include <limits>
 #include <numeric>
 
+#include "harmonic.h"
+#include "hidden.h"
+#include "multilevel.h"
 #include "panels.h"
+#include "solver.h"
 
 namespace gloss::cpu {
 namespace {
@@ -30,28 +34,13 @@ std::vector<double> mean_of_fixed(int64_t n, int64_t num_classes, const uint8_t*
   return mean;
 }
 
-// Rows of the exact solution sum to what the fixed rows sum to, 1. What a row lacks (about tol; all of it, in a component
-// that hangs on the labelled ones by a weight too small for the arithmetic) goes to the classes in the proportion they
-// have among the fixed rows. To first order the gradient does not change: exact rows lack nothing.
-template <class T>
-void complete_rows(const Hidden<T>& hidden, int64_t num_classes, const std::vector<double>& mean, int threads,
-                   T* result) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t row = 0; row < hidden.rows(); ++row) {
-    T* f = result + hidden.node[row] * num_classes;
-    double lacks = 1;
-    for (int64_t c = 0; c < num_classes; ++c) lacks -= double(f[c]);
-    for (int64_t c = 0; c < num_classes; ++c) f[c] += T(lacks * mean[c]);
-  }
-}
-
 // The most that a hidden row's sum differs from 1.
 template <class T>
-double largest_lack(const Hidden<T>& hidden, int64_t num_classes, int threads, const T* result) {
+double largest_lack(const std::vector<int64_t>& node, int64_t num_classes, int threads, const T* result) {
   double largest = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(max : largest)
-  for (int64_t row = 0; row < hidden.rows(); ++row) {
-    const T* f = result + hidden.node[row] * num_classes;
+  for (int64_t row = 0; row < int64_t(node.size()); ++row) {
+    const T* f = result + node[row] * num_classes;
     double lacks = 1;
     for (int64_t c = 0; c < num_classes; ++c) lacks -= double(f[c]);
     largest = std::max(largest, std::abs(lacks));
@@ -59,79 +48,152 @@ double largest_lack(const Hidden<T>& hidden, int64_t num_classes, int threads, c
   return largest;
 }
 
-}  // namespace
+// Rows of the exact solution are >= 0 and sum to 1; those of the iteration differ from that by about tol. A row of which
+// nothing has arrived yet becomes the mean of the fixed ones. To first order the gradient does not change.
+template <class T>
+void make_distributions(const std::vector<int64_t>& node, int64_t num_classes, const std::vector<double>& mean,
+                        int threads, T* result) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < int64_t(node.size()); ++row) {
+    T* f = result + node[row] * num_classes;
+    double sum = 0;
+    for (int64_t c = 0; c < num_classes; ++c) sum += double(f[c] = std::max(f[c], T(0)));
+    for (int64_t c = 0; c < num_classes; ++c) f[c] = sum > 0 ? T(double(f[c]) / sum) : T(mean[c]);
+  }
+}
 
 template <class T>
-int64_t propagate(Csr graph, const T* values, int64_t num_classes, const uint8_t* fixed, const T* boundary,
-                  bool has_initial, const T* prior, PropagateOptions options, T* result, double* residual,
-                  uint8_t* reachable, double* used_tol) {
-  const bool spreading = is_spreading(options);
-  find_reachable(graph, values, fixed, reachable, options.threads);
-  const Hidden<T> hidden = hidden_system(graph, values, fixed, reachable, options);
-  const int64_t rows = hidden.rows(), stride = num_classes;
+struct Call {
+  Csr graph;
+  const double* values;
+  int64_t num_classes;
+  const uint8_t* fixed;
+  const T* boundary;
+  bool has_initial;
+  const T* prior;
+  T* result;
+  double* residual;
+};
 
-  // Rows that are not solved for; the panels write the others.
-#pragma omp parallel for num_threads(options.threads) schedule(static)
-  for (int64_t i = 0; i < graph.n; ++i) {
-    T* to = result + i * stride;
-    if (hidden.row_of[i] >= 0) continue;
-    if (reachable[i]) std::copy_n(boundary + i * stride, num_classes, to);
-    else if (spreading) std::fill_n(to, num_classes, T(0));
-    else std::copy_n(prior, num_classes, to);
-  }
-
-  const PanelKernels<T>& kernels = panel_kernels<T>();
-  bool again = false;  // a further solve starts from the result of the last
+template <class T>
+int64_t propagate_spreading(const Call<T>& call, const PropagateOptions& options, const uint8_t* reachable,
+                            Ticker& ticker) {
+  const Spreading<T> system = spreading_system<T>(call.graph, call.values, reachable, options);
+  const int64_t stride = call.num_classes;
   const auto fill = [&](int64_t first, int64_t columns, int64_t width, T* b, T* x) {
-    if (!spreading) kernels.gather(hidden.border_system(), width, columns, stride, boundary + first, b);
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t i = hidden.node[row];
-      const double scale = hidden.scale[row];
-      const double pull = spreading ? 0 : options.prior_strength * hidden.degree[row] * scale;
-      const T *own = boundary + i * stride + first, *last = again ? result + i * stride + first : own;
-      T *right = b + row * width, *start = x + row * width;
-      if (spreading && fixed[i])
-        for (int64_t c = 0; c < columns; ++c) right[c] = T((1 - options.alpha) * double(own[c]));
-      if (pull > 0)
-        for (int64_t c = 0; c < columns; ++c) right[c] += T(pull * double(prior[first + c]));
-      if (again || (has_initial && !fixed[i]))
-        for (int64_t c = 0; c < columns; ++c) start[c] = T(double(last[c]) / scale);
+    for (int64_t row = 0; row < system.rows(); ++row) {
+      const int64_t i = system.node[row];
+      const T* own = call.boundary + i * stride + first;
+      for (int64_t c = 0; c < columns; ++c) {
+        if (call.fixed[i]) b[row * width + c] = T((1 - options.alpha) * double(own[c]));
+        else if (call.has_initial) x[row * width + c] = own[c];
+      }
     }
   };
   const auto take = [&](int64_t first, int64_t columns, int64_t width, const T* x) {
-    for (int64_t row = 0; row < rows; ++row) {
-      T* to = result + hidden.node[row] * stride + first;
-      const T* from = x + row * width;
-      const double scale = hidden.scale[row];
-      for (int64_t c = 0; c < columns; ++c) to[c] = T(scale * double(from[c]));
+    for (int64_t row = 0; row < system.rows(); ++row)
+      std::copy_n(x + row * width, columns, call.result + system.node[row] * stride + first);
+  };
+  const auto make = [&](int threads) {
+    return PanelSolver<T>(system.system(), options.tol, options.max_iter, threads);
+  };
+  return solve_panels<T>(system.rows(), stride, options.threads, ticker, call.residual, call.has_initial, make, fill,
+                         take);
+}
+
+// S: of the iteration. Tightens options.tol where rows lack much of their sum.
+template <class S, class T>
+int64_t propagate_harmonic(const Call<T>& call, PropagateOptions& options, HarmonicRows& rows, Ticker& ticker) {
+  const Hierarchy<S> hierarchy = order_rows<S>(rows, options.threads);
+  const int64_t stride = call.num_classes, count = rows.rows();
+  bool again = false;  // a further solve starts from the result of the last
+  const auto fill = [&](int64_t first, int64_t columns, int64_t width, S* b, S* x) {
+    for (int64_t row = 0; row < count; ++row) {
+      const int64_t i = rows.node[row];
+      S* right = b + row * width;
+      for (int64_t c = 0; c < columns; ++c) right[c] = S(rows.pull[row] * double(call.prior[first + c]));
+      for (int64_t e = call.graph.crow[i]; e < call.graph.crow[i + 1]; ++e) {
+        const int64_t j = call.graph.col[e];
+        if (rows.row_of[j] >= 0 || !(call.values[e] > 0)) continue;
+        const S weight = S(call.values[e]);
+        const T* label = call.boundary + j * stride + first;
+        for (int64_t c = 0; c < columns; ++c) right[c] += weight * S(label[c]);
+      }
+      if (!again && !call.has_initial) continue;
+      const T* last = (again ? call.result : call.boundary) + i * stride + first;
+      for (int64_t c = 0; c < columns; ++c) x[row * width + c] = S(last[c]);
     }
   };
-  int64_t iterations = solve_panels(hidden, num_classes, options, residual, has_initial, fill, take);
-  *used_tol = options.tol;
-  if (spreading || options.prior_strength > 0) return iterations;
-  const std::vector<double> mean = mean_of_fixed(graph.n, num_classes, fixed, boundary, options.threads);
-  if (std::abs(std::accumulate(mean.begin(), mean.end(), 0.0) - 1) > 1e-6) return iterations;  // no classes of one label
+  const auto take = [&](int64_t first, int64_t columns, int64_t width, const S* x) {
+    for (int64_t row = 0; row < count; ++row)
+      for (int64_t c = 0; c < columns; ++c) call.result[rows.node[row] * stride + first + c] = T(x[row * width + c]);
+  };
+  const auto solve = [&] {
+    const auto make = [&](int threads) {
+      return MultilevelSolver<S>(hierarchy, Until::correction, options.tol, options.max_iter, threads);
+    };
+    return solve_panels<S>(count, stride, options.threads, ticker, call.residual, again || call.has_initial, make,
+                           fill, take);
+  };
+  int64_t iterations = solve();
+  const std::vector<double> mean = mean_of_fixed(call.graph.n, stride, call.fixed, call.boundary, options.threads);
+  const auto is_one = [](double sum) { return std::abs(sum - 1) <= 1e-6; };
+  double of_prior = 0;
+  for (int64_t c = 0; c < stride; ++c) of_prior += double(call.prior[c]);
+  if (!is_one(std::accumulate(mean.begin(), mean.end(), 0.0)) || (options.prior_strength > 0 && !is_one(of_prior)))
+    return iterations;  // no distributions
 
-  const double allowed = std::max(10 * options.tol, 0.01), finest = 8 * std::numeric_limits<T>::epsilon();
+  const double allowed = std::max(10 * options.tol, 0.01), finest = 8 * std::numeric_limits<S>::epsilon();
   const int64_t max_iter = options.max_iter;
-  double lacks = largest_lack(hidden, num_classes, options.threads, result);
+  double lacks = largest_lack(rows.node, stride, options.threads, call.result);
   again = true;
   while (lacks > allowed && options.tol > finest && iterations < max_iter) {
     options.tol = std::max(options.tol * 1e-2, finest);
     options.max_iter = max_iter - iterations;
-    iterations += solve_panels(hidden, num_classes, options, residual, true, fill, take);
-    lacks = largest_lack(hidden, num_classes, options.threads, result);
+    iterations += solve();
+    lacks = largest_lack(rows.node, stride, options.threads, call.result);
   }
-  *used_tol = options.tol;
   if (lacks > allowed)
-    for (int64_t c = 0; c < num_classes; ++c) residual[c] = std::max(residual[c], lacks);
-  complete_rows(hidden, num_classes, mean, options.threads, result);
+    for (int64_t c = 0; c < stride; ++c) call.residual[c] = std::max(call.residual[c], lacks);
+  make_distributions(rows.node, stride, mean, options.threads, call.result);
   return iterations;
 }
 
-#define GLOSS_INSTANTIATE(T)                                                                                       \
-  template int64_t propagate<T>(Csr, const T*, int64_t, const uint8_t*, const T*, bool, const T*, PropagateOptions, \
-                                T*, double*, uint8_t*, double*);
+}  // namespace
+
+template <class T>
+int64_t propagate(Csr graph, const double* values, int64_t num_classes, const uint8_t* fixed, const T* boundary,
+                  bool has_initial, const T* prior, PropagateOptions options, T* result, double* residual,
+                  uint8_t* reachable, double* used_tol) {
+  const bool spreading = is_spreading(options);
+  find_reachable(graph, values, fixed, reachable, options.threads);
+  // Rows that are not solved for; the panels write the others.
+#pragma omp parallel for num_threads(options.threads) schedule(static)
+  for (int64_t i = 0; i < graph.n; ++i) {
+    T* to = result + i * num_classes;
+    if (reachable[i]) {
+      if (fixed[i] && !spreading) std::copy_n(boundary + i * num_classes, num_classes, to);
+    } else if (spreading) std::fill_n(to, num_classes, T(0));
+    else std::copy_n(prior, num_classes, to);
+  }
+  Ticker ticker(options.progress);
+  ticker.stage(1, double(Watch::kWork) * double((num_classes + kPanel - 1) / kPanel));
+  const Call<T> call{graph, values, num_classes, fixed, boundary, has_initial, prior, result, residual};
+  int64_t iterations;
+  if (spreading) {
+    iterations = propagate_spreading(call, options, reachable, ticker);
+  } else {
+    HarmonicRows rows = harmonic_rows(graph, values, fixed, reachable, options);
+    iterations = needs_double(rows, options.tol) ? propagate_harmonic<double>(call, options, rows, ticker)
+                                                 : propagate_harmonic<float>(call, options, rows, ticker);
+  }
+  *used_tol = options.tol;
+  return iterations;
+}
+
+#define GLOSS_INSTANTIATE(T)                                                                                  \
+  template int64_t propagate<T>(Csr, const double*, int64_t, const uint8_t*, const T*, bool, const T*,        \
+                                PropagateOptions, T*, double*, uint8_t*, double*);
 GLOSS_INSTANTIATE(float)
 GLOSS_INSTANTIATE(double)
 

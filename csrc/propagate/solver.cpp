@@ -48,7 +48,7 @@ void PanelSolver<T>::sum(int64_t width, Columns sums, const Body& body) {
 }
 
 template <class T>
-int64_t PanelSolver<T>::solve(int64_t width, bool has_start, const T* b, T* x, double* residual) {
+int64_t PanelSolver<T>::solve(int64_t width, bool has_start, const T* b, T* x, double* residual, Watch& watch) {
   partial_.resize(static_cast<size_t>(ranges_ * width));
 
   Columns squared;
@@ -77,14 +77,15 @@ int64_t PanelSolver<T>::solve(int64_t width, bool has_start, const T* b, T* x, d
       wanted[c] = residual[c] > tol_;
       any |= wanted[c];
     }
-    if (!any || round == kRounds || iterations >= max_iter_) return iterations;
-    correct(width, squared, wanted, x, iterations);
+    if (!any || round == kRounds || iterations >= max_iter_ || watch.stopped()) return iterations;
+    correct(width, squared, wanted, x, iterations, watch);
   }
 }
 
 // A e = r for the wanted columns, then x += e.
 template <class T>
-void PanelSolver<T>::correct(int64_t width, const Columns squared, const bool* wanted, T* x, int64_t& iterations) {
+void PanelSolver<T>::correct(int64_t width, const Columns squared, const bool* wanted, T* x, int64_t& iterations,
+                              Watch& watch) {
   Columns rr, sums;
   bool active[kPanel];
   T step[kPanel], beta[kPanel];
@@ -106,6 +107,7 @@ void PanelSolver<T>::correct(int64_t width, const Columns squared, const bool* w
       kernels_.advance(width, step, p_.get(), q_.get(), e_.get(), r_.get(), begin, end, dots);
     });
     ++iterations;
+    if (!watch.step()) break;
     bool any = false;
     for (int64_t c = 0; c < width; ++c) {
       beta[c] = active[c] ? T(sums[c] / rr[c]) : T(0);

@@ -1,10 +1,11 @@
-// Conjugate gradients for (I - B) x = b on one panel of right-hand sides (solver.cpp).
+// Conjugate gradients for label spreading, (I - B) x = b, on one panel of right-hand sides (solver.cpp).
 #pragma once
 #include <cstdint>
 #include <vector>
 
 #include "cpu/parallel.h"
 #include "kernels.h"
+#include "panels.h"
 
 namespace gloss::cpu {
 
@@ -16,11 +17,11 @@ class PanelSolver {
 
   // b, x [rows, width]; x holds the start, or zeros without has_start, and receives the solution. A column is done when its residual is at most
   // tol |b|; a column with b = 0 becomes 0. residual[c] = |b - (I - B) x| / |b|, 0 where b = 0. Returns the iterations.
-  int64_t solve(int64_t width, bool has_start, const T* b, T* x, double* residual);
+  int64_t solve(int64_t width, bool has_start, const T* b, T* x, double* residual, Watch& watch);
 
  private:
   using Columns = double[kPanel];
-  void correct(int64_t width, const Columns squared, const bool* wanted, T* x, int64_t& iterations);
+  void correct(int64_t width, const Columns squared, const bool* wanted, T* x, int64_t& iterations, Watch& watch);
   template <class Body>
   void each(const Body& body) const;
   template <class Body>

@@ -209,9 +209,9 @@ class Native:
             used_tol=call.empty((), torch.float64),
         )
         call.run(
-            "propagate", _size(edges) | {"num_classes": boundary.shape[1]}, crow=edges.crow, col=edges.col,
-            values=edges.values.contiguous(), fixed=system.fixed.contiguous(), boundary=boundary,
-            has_initial=has_initial, prior=system.prior.contiguous(), alpha=_alpha(system.alpha),
+            "propagate", _solve_size(edges, boundary), crow=edges.crow, col=edges.col,
+            values=self._weights(call, edges, boundary), fixed=system.fixed.contiguous(), boundary=boundary,
+            has_initial=has_initial, prior=system.prior.to(boundary.dtype).contiguous(), alpha=_alpha(system.alpha),
             prior_strength=system.prior_strength, tol=tol, max_iter=system.max_iter, **out._asdict(),
         )  # fmt: skip
         return out
@@ -220,16 +220,25 @@ class Native:
         self, system: System, result: Tensor, reachable: Tensor, used_tol: Tensor, grad_result: Tensor
     ) -> tuple[Tensor, Tensor]:
         call, edges = _Call(self.side, result), system.edges
-        grad_values = torch.zeros_like(edges.values, memory_format=torch.contiguous_format)
+        values = self._weights(call, edges, result)
+        grad_values = torch.zeros_like(values)
         residual = call.empty(result.shape[1], torch.float64)
         call.run(
-            "propagate_backward", _size(edges) | {"num_classes": result.shape[1]}, crow=edges.crow, col=edges.col,
-            values=edges.values.contiguous(), fixed=system.fixed.contiguous(), reachable=reachable,
-            prior=system.prior.contiguous(), result=result.contiguous(), grad_result=grad_result.contiguous(),
+            "propagate_backward", _solve_size(edges, result), crow=edges.crow, col=edges.col,
+            values=values, fixed=system.fixed.contiguous(), reachable=reachable,
+            prior=system.prior.to(result.dtype).contiguous(), result=result.contiguous(),
+            grad_result=grad_result.to(result.dtype).contiguous(),
             alpha=_alpha(system.alpha), prior_strength=system.prior_strength, tol=used_tol, max_iter=system.max_iter,
             grad_values=grad_values, residual=residual, iterations=call.empty((), torch.int64),
         )  # fmt: skip
-        return grad_values, residual
+        return grad_values.to(edges.values.dtype), residual
+
+    def _weights(self, call: _Call, edges: Edges, result: Tensor) -> Tensor:
+        """The C++ core takes weights in float64 whatever the result is, and reports how far it is."""
+        if self.side == "cpu":
+            call.tail["report"] = _progress.current_report()
+            return edges.values.double().contiguous()
+        return edges.values.to(result.dtype).contiguous()
 
     # -------------------------------------------------------------------------------------------- loss
     def dense_loss(self, batch: Batch, want_gradient: bool) -> BatchLoss:
@@ -266,6 +275,11 @@ class Native:
                 grad_unit=multiply(grad_cosines, unit), grad=out.grad_embeddings,
             )  # fmt: skip
         return out
+
+
+def _solve_size(edges: Edges, result: Tensor) -> dict[str, Any]:
+    classes = {"num_classes": result.shape[1], "is_double": _library.is_double(result)}
+    return {"n": len(edges.crow) - 1, "capacity": len(edges.values), **classes}
 
 
 def _size(edges: Edges) -> dict[str, Any]:

@@ -327,14 +327,17 @@ void propagate_case(const Case& c) {
                      0,
                      0,
                      0};
+  const std::vector<double> values(graph.values.begin(), graph.values.end());
+  std::vector<double> grad(values.size());
   wanted.iterations =
-      cpu::propagate(graph.csr(), graph.values.data(), classes, fixed.data(), boundary.data(), c.initial, prior.data(),
+      cpu::propagate(graph.csr(), values.data(), classes, fixed.data(), boundary.data(), c.initial, prior.data(),
                      options, wanted.result.data(), wanted.residual.data(), wanted.reachable.data(), &wanted.used_tol);
   cpu::PropagateOptions back_options = options;
   back_options.tol = std::max(wanted.used_tol, finest);
   wanted.back_iterations = cpu::propagate_backward(
-      graph.csr(), graph.values.data(), classes, fixed.data(), wanted.reachable.data(), prior.data(),
-      wanted.result.data(), grad_result.data(), back_options, wanted.grad.data(), wanted.back_residual.data());
+      graph.csr(), values.data(), classes, fixed.data(), wanted.reachable.data(), prior.data(), wanted.result.data(),
+      grad_result.data(), back_options, grad.data(), wanted.back_residual.data());
+  wanted.grad.assign(grad.begin(), grad.end());
 
   const auto got = on_all_schedules([&] {
     Solution<T> out{poisoned<T>(size_t(n * classes)),
@@ -365,19 +368,25 @@ void propagate_case(const Case& c) {
                 long(got.iterations), long(wanted.iterations), long(got.back_iterations), long(wanted.back_iterations),
                 got.used_tol, wanted.used_tol);
   expect(got.reachable == wanted.reachable, "reachable");
-  expect(got.used_tol == wanted.used_tol, "used tol");
-  if (c.between == 1) expect(std::abs(got.iterations - wanted.iterations) <= 2 + wanted.iterations / 10, "iterations");
+  // The harmonic solution: here conjugate gradients with the diagonal, on the CPU with the multilevel preconditioner.
+  const bool alike = !std::isnan(c.alpha);
+  if (alike) expect(got.used_tol == wanted.used_tol, "used tol");
+  if (c.between == 1 && alike) expect(std::abs(got.iterations - wanted.iterations) <= 2 + wanted.iterations / 10, "iterations");
   bool solved = true, back_solved = true;  // else the CPU core says that it is not, and so must this
   for (int64_t k = 0; k < classes; ++k) {
     solved &= wanted.residual[k] <= wanted.used_tol;
     back_solved &= wanted.back_residual[k] <= back_options.tol;
   }
   const double limit = c.limit > 0 ? c.limit : std::max(30 * got.used_tol, sizeof(T) == 8 ? 1e-9 : 1e-5);
-  if (solved || c.max_iter < 500) expect_near(got.result, wanted.result, limit, "result");
+  const auto done = [](const std::vector<double>& residual, double tol) {
+    return std::all_of(residual.begin(), residual.end(), [tol](double r) { return r <= tol; });
+  };
+  if (!alike) solved &= done(got.residual, got.used_tol), back_solved &= done(got.back_residual, back_options.tol);
+  if (solved || (alike && c.max_iter < 500)) expect_near(got.result, wanted.result, limit, "result");
   for (T f : got.result) expect(std::isfinite(f), "a result is not finite");
   double largest = 1;
   for (T g : wanted.grad) largest = std::max(largest, std::abs(double(g)));
-  if (back_solved || c.max_iter < 500) expect_near(got.grad, wanted.grad, limit * largest, "gradient");
+  if (back_solved || (alike && c.max_iter < 500)) expect_near(got.grad, wanted.grad, limit * largest, "gradient");
   const int64_t *crow = graph.structure.crow.data(), *col = graph.structure.col.data();
   for (int64_t i = 0; i < n; ++i)
     for (int64_t e = crow[i]; e < crow[i + 1]; ++e) {
@@ -385,7 +394,7 @@ void propagate_case(const Case& c) {
       expect(got.grad[e] == got.grad[mirror - col], "the gradient is not symmetric");
     }
   const auto worst = [](const std::vector<double>& x) { return x.empty() ? 0 : *std::max_element(x.begin(), x.end()); };
-  expect(solved ? worst(got.residual) <= got.used_tol : worst(got.residual) > got.used_tol, "residual");
+  if (alike) expect(solved ? worst(got.residual) <= got.used_tol : worst(got.residual) > got.used_tol, "residual");
   if (back_solved) expect(worst(got.back_residual) <= 2 * back_options.tol, "residual of the gradient");
 }
 

@@ -1,0 +1,75 @@
+#include "harmonic.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+namespace gloss::cpu {
+
+HarmonicRows harmonic_rows(Csr graph, const double* values, const uint8_t* fixed, const uint8_t* reachable,
+                           const PropagateOptions& options) {
+  if (graph.n > INT32_MAX) throw std::invalid_argument("graph must have at most 2^31 - 1 nodes, got more");
+  HarmonicRows out;
+  out.row_of.assign(static_cast<size_t>(graph.n), -1);
+  for (int64_t i = 0; i < graph.n; ++i) {
+    if (!reachable[i] || fixed[i]) continue;
+    out.row_of[i] = int32_t(out.node.size());
+    out.node.push_back(i);
+  }
+  const int64_t rows = out.rows();
+  out.pull.resize(static_cast<size_t>(rows));
+  WeightedGraph& own = out.graph;
+  own.excess.resize(static_cast<size_t>(rows));
+  own.crow.assign(static_cast<size_t>(rows + 1), 0);
+  double largest = 0, smallest = 0;
+#pragma omp parallel for num_threads(options.threads) schedule(static) reduction(max : largest, smallest)
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t i = out.node[row];
+    double degree = 0, excess = 0;
+    int64_t count = 0;
+    for (int64_t e = graph.crow[i]; e < graph.crow[i + 1]; ++e) {
+      const double weight = values[e];
+      if (!(weight > 0)) continue;
+      degree += weight;
+      if (out.row_of[graph.col[e]] >= 0) ++count;
+      else excess += weight;  // a neighbour that is not unknown is fixed: this row reaches it
+      largest = std::max(largest, weight), smallest = std::max(smallest, 1 / weight);
+    }
+    out.pull[row] = options.prior_strength * degree;
+    own.excess[row] = excess + out.pull[row];
+    own.crow[row + 1] = count;
+  }
+  out.spread = largest * smallest;
+  for (int64_t row = 0; row < rows; ++row) own.crow[row + 1] += own.crow[row];
+  own.col.resize(static_cast<size_t>(own.crow[rows]));
+  own.weight.resize(static_cast<size_t>(own.crow[rows]));
+#pragma omp parallel for num_threads(options.threads) schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    int64_t to = own.crow[row];
+    for (int64_t e = graph.crow[out.node[row]]; e < graph.crow[out.node[row] + 1]; ++e) {
+      const int32_t other = out.row_of[graph.col[e]];
+      if (other < 0 || !(values[e] > 0)) continue;
+      own.col[to] = other, own.weight[to] = values[e];
+      ++to;
+    }
+  }
+  return out;
+}
+
+template <class S>
+Hierarchy<S> order_rows(HarmonicRows& rows, int threads) {
+  Hierarchy<S> out = build_hierarchy<S>(std::move(rows.graph), threads);
+  std::vector<int64_t> node(rows.node.size());
+  std::vector<double> pull(rows.pull.size());
+  for (size_t row = 0; row < node.size(); ++row) {
+    node[row] = rows.node[out.order[row]], pull[row] = rows.pull[out.order[row]];
+    rows.row_of[node[row]] = int32_t(row);
+  }
+  rows.node = std::move(node), rows.pull = std::move(pull);
+  return out;
+}
+
+template Hierarchy<float> order_rows<float>(HarmonicRows&, int);
+template Hierarchy<double> order_rows<double>(HarmonicRows&, int);
+
+}  // namespace gloss::cpu
