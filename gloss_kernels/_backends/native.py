@@ -163,8 +163,9 @@ class Native:
         call = _Call(self.side, weights)
         values = call.empty(nnz, weights.dtype)
         call.run(
-            "combine_edges", {"nnz": nnz, "is_double": _library.is_double(weights)}, forward=combination.forward,
-            reverse=combination.reverse, symmetrize=combination.symmetrize, weights=weights, values=values,
+            "combine_edges", {"nnz": nnz, "is_double": _library.is_double(weights)}, num_weights=weights.numel(),
+            forward=combination.forward, reverse=combination.reverse, symmetrize=combination.symmetrize,
+            weights=weights, values=values,
         )  # fmt: skip
         return values
 
@@ -224,7 +225,7 @@ class Native:
         residual = call.empty(result.shape[1], torch.float64)
         call.run(
             "propagate_backward", _size(edges) | {"num_classes": result.shape[1]}, crow=edges.crow, col=edges.col,
-            values=edges.values.contiguous(), fixed=system.fixed.contiguous(), reachable=reachable,
+            values=edges.values.contiguous(), fixed=system.fixed.contiguous(), reachable=reachable.contiguous(),
             prior=system.prior.contiguous(), result=result.contiguous(), grad_result=grad_result.contiguous(),
             alpha=_alpha(system.alpha), prior_strength=system.prior_strength, tol=used_tol, max_iter=system.max_iter,
             grad_values=grad_values, residual=residual, iterations=call.empty((), torch.int64),
