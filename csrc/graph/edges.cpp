@@ -12,8 +12,8 @@
 namespace gloss::cpu {
 namespace {
 
-// Places and columns come from the caller. A read that compares with `count` costs what one that compares with 0 does; that
-// some number was below `least` or above `most` shows in the sign of what is collected here, without a branch.
+// Places and columns come from the caller. A read that compares with `count` costs what one that compares with 0 does;
+// that some number was below `least` or above `most` shows in the sign of what is collected here, without a branch.
 inline int64_t outside(int64_t x, int64_t least, int64_t most) {
   return int64_t((uint64_t(x) - uint64_t(least)) | (uint64_t(most) - uint64_t(x)));
 }

@@ -34,7 +34,7 @@ Space carve(Workspace& memory, int64_t queries, int64_t corpus, int64_t k) {
   return s;
 }
 
-// An index that is no row of the corpus (the CPU throws) is in no list, and makes the gradient of the row that has it NaN.
+// An index that is no row of the corpus (the CPU throws) is in no list, and makes the gradient of its row NaN.
 __device__ inline bool is_row(int64_t j, int64_t rows) { return uint64_t(j) < uint64_t(rows); }
 
 __global__ void __launch_bounds__(256)
