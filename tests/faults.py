@@ -300,9 +300,9 @@ CPU = [
         MEMORY + "test_columns_are_nodes",
     ),
     Fault(
-        "cpu: combine_edges takes a place below -1",
+        "cpu: combine_edges takes a place of -2",
         "signs |= outside(forward[e], -1, num_weights - 1)",
-        "signs |= outside(forward[e], INT64_MIN, num_weights - 1)",
+        "signs |= outside(forward[e], -2, num_weights - 1)",
         MEMORY + "test_places_of_weights_are_checked",
     ),
 ]
