@@ -16,6 +16,7 @@ from conftest import BACKENDS, DEVICE, documents
 from torch import Tensor
 
 from gloss_kernels import _library, cosine_topk
+from gloss_kernels._backends import native, protocol
 
 ops: Any = torch.ops.gloss_kernels
 C, N, K = 4, 24, 5
@@ -26,7 +27,7 @@ unwaited = [backend for backend in BACKENDS if backend != "cpu"]  # their kernel
 
 def structure(symmetrize: str = "sum") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """crow, col, forward, reverse without padding, and weights, which lie amid numbers that are nobody's."""
-    crow, col, forward, reverse = ops.knn_structure(cosine_topk(documents(N, 8), k=K).indices, symmetrize, "auto")
+    crow, col, forward, reverse = ops.knn_structure(cosine_topk(documents(N, 8), k=K).indices, symmetrize, BACKENDS[0])
     nnz = int(crow[-1])
     room = torch.full((N * K + 200,), 1e6)
     weights = room[100:-100].uniform_(0.1, 1.0)
@@ -244,6 +245,20 @@ def test_operators_check_shapes(what: str) -> None:
     call, message = SHAPES[what]
     with pytest.raises((ValueError, TypeError), match=f"^{message}"):
         call(structure())
+
+
+def test_operators_check_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, forward, reverse, weights = structure()
+    for backend in ("auto", "reference", "no such"):
+        with pytest.raises(ValueError, match=r"^backend must be one of 'cpu', 'cuda', 'triton', got"):
+            ops.combine_edges(weights, forward, reverse, "sum", backend)
+    elsewhere = protocol.Combination(*(x.to("meta") for x in (weights, forward, reverse)), "sum")
+    with pytest.raises(ValueError, match=r"^backend='cpu' must get tensors on cpu, got meta"):
+        native.cpu.combine_edges(elsewhere)
+    monkeypatch.setattr(_library, "emulated", None)
+    if DEVICE == "cpu":
+        with pytest.raises(ValueError, match=r"^backend='cuda' must get tensors on cuda, got cpu"):
+            ops.combine_edges(weights, forward, reverse, "sum", "cuda")
 
 
 @on_cpu

@@ -27,6 +27,9 @@ class _Call:
         self.device = x.device
         self.core: Any
         self.tail: dict[str, Any]
+        takes = ["cpu"] if side == "cpu" else ["cuda", *["cpu"] * (_library.emulated is not None)]
+        if x.device.type not in takes:  # of an operator called directly: its address is none where this side runs
+            raise ValueError(f"backend={side!r} must get tensors on {' or '.join(takes)}, got {x.device}")
         if side == "cpu":
             self.core, self.tail = _library.core.cpu, {"threads": torch.get_num_threads()}
         elif x.device.type == "cpu":
