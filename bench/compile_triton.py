@@ -98,22 +98,27 @@ def recorded(work: Callable[[], None]) -> list[Launch]:
     return list(launches)
 
 
-def compile_launch(launch: Launch, arch: int) -> Kernel:
-    import triton
-    from triton.backends.compiler import GPUTarget
+def ast_source(launch: Launch) -> Any:
+    """As triton.compile takes it."""
     from triton.compiler import ASTSource
 
     names = [parameter.name for parameter in launch.kernel.params]
     constants = dict(launch.constants)
     types = {name: kind for name, kind, _ in launch.arguments}
-    source = ASTSource(
+    return ASTSource(
         fn=launch.kernel,
         signature={name: "constexpr" if name in constants else types[name] for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name, _, divisible in launch.arguments if divisible},
     )
+
+
+def compile_launch(launch: Launch, arch: int) -> Kernel:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
     start = time.perf_counter()
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
+    compiled = triton.compile(ast_source(launch), target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
     seconds = time.perf_counter() - start
     tool = next(Path(triton.__file__).parent.rglob("cuobjdump"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

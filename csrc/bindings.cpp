@@ -76,14 +76,14 @@ void knn_structure(int64_t n, int64_t k, Address indices, const std::string& sym
                      at<int64_t>(forward), at<int64_t>(reverse), threads);
 }
 
-void combine_edges(int64_t nnz, bool is_double, Address forward, Address reverse, const std::string& symmetrize,
-                   Address weights, Address values, int threads) {
+void combine_edges(int64_t nnz, int64_t num_weights, bool is_double, Address forward, Address reverse,
+                   const std::string& symmetrize, Address weights, Address values, int threads) {
   const Symmetrize mode = to_symmetrize(symmetrize);
   py::gil_scoped_release no_gil;
   by_type(is_double, [&](auto type) {
     using T = decltype(type);
-    cpu::combine_edges<T>(nnz, at<int64_t>(forward), at<int64_t>(reverse), mode, at<T>(weights), at<T>(values),
-                          threads);
+    cpu::combine_edges<T>(nnz, num_weights, at<int64_t>(forward), at<int64_t>(reverse), mode, at<T>(weights),
+                          at<T>(values), threads);
   });
 }
 
@@ -99,24 +99,24 @@ void combine_edges_backward(int64_t nnz, int64_t num_weights, bool is_double, Ad
   });
 }
 
-// `capacity`, the length of col and values, is for the CUDA core: the CPU reads crow[n].
-void normalize_edges(int64_t n, int64_t, bool is_double, const std::string& normalization, Address crow, Address col,
-                     Address values, Address normalized, int threads) {
+void normalize_edges(int64_t n, int64_t capacity, bool is_double, const std::string& normalization, Address crow,
+                     Address col, Address values, Address normalized, int threads) {
   const Normalization mode = to_normalization(normalization);
   py::gil_scoped_release no_gil;
   by_type(is_double, [&](auto type) {
     using T = decltype(type);
-    cpu::normalize_edges<T>(to_csr(crow, col, n), at<T>(values), mode, at<T>(normalized), threads);
+    cpu::normalize_edges<T>(to_csr(crow, col, n), capacity, at<T>(values), mode, at<T>(normalized), threads);
   });
 }
 
-void normalize_edges_backward(int64_t n, int64_t, bool is_double, const std::string& normalization, Address crow,
-                              Address col, Address values, Address grad_normalized, Address grad_values, int threads) {
+void normalize_edges_backward(int64_t n, int64_t capacity, bool is_double, const std::string& normalization,
+                              Address crow, Address col, Address values, Address grad_normalized, Address grad_values,
+                              int threads) {
   const Normalization mode = to_normalization(normalization);
   py::gil_scoped_release no_gil;
   by_type(is_double, [&](auto type) {
     using T = decltype(type);
-    cpu::normalize_edges_backward<T>(to_csr(crow, col, n), at<T>(values), mode, at<T>(grad_normalized),
+    cpu::normalize_edges_backward<T>(to_csr(crow, col, n), capacity, at<T>(values), mode, at<T>(grad_normalized),
                                      at<T>(grad_values), threads);
   });
 }
@@ -200,8 +200,8 @@ void bind_cpu(py::module_ m) {
         arg("indices"), arg("grad_values"), arg("grad_queries"), arg("grad_corpus"), arg("threads"));
   m.def("knn_structure", &knn_structure, arg("n"), arg("k"), arg("indices"), arg("symmetrize"), arg("capacity"),
         arg("crow"), arg("col"), arg("forward"), arg("reverse"), arg("threads"));
-  m.def("combine_edges", &combine_edges, arg("nnz"), arg("is_double"), arg("forward"), arg("reverse"),
-        arg("symmetrize"), arg("weights"), arg("values"), arg("threads"));
+  m.def("combine_edges", &combine_edges, arg("nnz"), arg("num_weights"), arg("is_double"), arg("forward"),
+        arg("reverse"), arg("symmetrize"), arg("weights"), arg("values"), arg("threads"));
   m.def("combine_edges_backward", &combine_edges_backward, arg("nnz"), arg("num_weights"), arg("is_double"),
         arg("forward"), arg("reverse"), arg("symmetrize"), arg("weights"), arg("grad_values"), arg("grad_weights"),
         arg("threads"));

@@ -47,14 +47,14 @@ void knn_structure(int64_t n, int64_t k, Address indices, const std::string& sym
                       at<int64_t>(forward), at<int64_t>(reverse), at<void>(workspace), to_queue(device, stream));
 }
 
-void combine_edges(int64_t nnz, bool is_double, Address forward, Address reverse, const std::string& symmetrize,
-                   Address weights, Address values, int device, Address stream) {
+void combine_edges(int64_t nnz, int64_t num_weights, bool is_double, Address forward, Address reverse,
+                   const std::string& symmetrize, Address weights, Address values, int device, Address stream) {
   const gloss::Symmetrize mode = to_symmetrize(symmetrize);
   py::gil_scoped_release no_gil;
   by_type(is_double, [&](auto type) {
     using T = decltype(type);
-    cuda::combine_edges<T>(nnz, at<int64_t>(forward), at<int64_t>(reverse), mode, at<T>(weights), at<T>(values),
-                           to_queue(device, stream));
+    cuda::combine_edges<T>(nnz, num_weights, at<int64_t>(forward), at<int64_t>(reverse), mode, at<T>(weights),
+                           at<T>(values), to_queue(device, stream));
   });
 }
 
@@ -201,8 +201,8 @@ void bind_cuda(py::module_ m) {
   m.def("knn_structure_workspace", &cuda::knn_structure_workspace, arg("n"), arg("k"));
   m.def("knn_structure", &knn_structure, arg("n"), arg("k"), arg("indices"), arg("symmetrize"), arg("capacity"),
         arg("crow"), arg("col"), arg("forward"), arg("reverse"), arg("workspace"), arg("device"), arg("stream"));
-  m.def("combine_edges", &combine_edges, arg("nnz"), arg("is_double"), arg("forward"), arg("reverse"),
-        arg("symmetrize"), arg("weights"), arg("values"), arg("device"), arg("stream"));
+  m.def("combine_edges", &combine_edges, arg("nnz"), arg("num_weights"), arg("is_double"), arg("forward"),
+        arg("reverse"), arg("symmetrize"), arg("weights"), arg("values"), arg("device"), arg("stream"));
   m.def("combine_edges_backward", &combine_edges_backward, arg("nnz"), arg("num_weights"), arg("is_double"),
         arg("forward"), arg("reverse"), arg("symmetrize"), arg("weights"), arg("grad_values"), arg("grad_weights"),
         arg("device"), arg("stream"));

@@ -80,10 +80,11 @@ void cosine_topk_backward(MatrixView queries, MatrixView corpus, int64_t k, cons
 void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode,  // indices [n, k]
                    int64_t capacity, int64_t* crow, int64_t* col, int64_t* forward, int64_t* reverse, int threads);
 
-// values[e] = combine(weights[forward[e]], weights[reverse[e]]), an absent weight counting as 0.
+// values[e] = combine(weights[forward[e]], weights[reverse[e]]), an absent weight (-1) counting as 0. Throws on a place
+// that is none.
 template <class T>
-void combine_edges(int64_t nnz, const int64_t* forward, const int64_t* reverse, Symmetrize mode,
-                   const T* weights,  // [n * k]
+void combine_edges(int64_t nnz, int64_t num_weights, const int64_t* forward, const int64_t* reverse, Symmetrize mode,
+                   const T* weights,  // [num_weights], n * k
                    T* values,         // [nnz]
                    int threads);
 // Deterministic.
@@ -95,13 +96,14 @@ void combine_edges_backward(int64_t nnz, int64_t num_weights, const int64_t* for
 
 // M_ij = A_ij s_i s_j for a symmetric A with d = A 1 and t = A d^-1/2.
 //   row: M = A.   symmetric: s = d^-1/2.   published: s = 1 / t  (the published code's three normalisations in one).
-// A node without weight has s = 0.
+// A node without weight has s = 0. `capacity` is the length of graph.col and the values; those past crow[n] stay as they
+// are. Throws on rows outside of it and on columns that are no nodes.
 template <class T>
-void normalize_edges(Csr graph, const T* values, Normalization mode, T* normalized, int threads);
+void normalize_edges(Csr graph, int64_t capacity, const T* values, Normalization mode, T* normalized, int threads);
 // The gradient is that of an undirected weight: grad_normalized must be symmetric, and grad_values comes out symmetric.
 template <class T>
-void normalize_edges_backward(Csr graph, const T* values, Normalization mode, const T* grad_normalized,
-                              T* grad_values, int threads);
+void normalize_edges_backward(Csr graph, int64_t capacity, const T* values, Normalization mode,
+                              const T* grad_normalized, T* grad_values, int threads);
 
 // ----------------------------------------------------------------------------------------- propagate
 // The smallest tol that is of use: float cannot hold a solution to much less than 1e-6, and asking for more only costs

@@ -43,9 +43,11 @@ int64_t knn_structure_workspace(int64_t n, int64_t k);
 void knn_structure(const int64_t* indices, int64_t n, int64_t k, Symmetrize mode, int64_t capacity, int64_t* crow,
                    int64_t* col, int64_t* forward, int64_t* reverse, void* workspace, Queue queue);
 
+// A place or a column outside its array (the CPU throws) is NaN, in the entry and in what hangs on it; rows end where the
+// arrays do.
 template <class T>
-void combine_edges(int64_t nnz, const int64_t* forward, const int64_t* reverse, Symmetrize mode, const T* weights,
-                   T* values, Queue queue);
+void combine_edges(int64_t nnz, int64_t num_weights, const int64_t* forward, const int64_t* reverse, Symmetrize mode,
+                   const T* weights, T* values, Queue queue);
 template <class T>
 void combine_edges_backward(int64_t nnz, int64_t num_weights, const int64_t* forward, const int64_t* reverse,
                             Symmetrize mode, const T* weights, const T* grad_values, T* grad_weights, Queue queue);

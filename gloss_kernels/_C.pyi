@@ -54,6 +54,7 @@ class Core(Protocol):
         self,
         *,
         nnz: int,
+        num_weights: int,
         is_double: bool,
         forward: Address,
         reverse: Address,

@@ -48,6 +48,14 @@ def tensor(name: str, x: Any, shape: tuple[Any, ...], dtype: torch.dtype | None)
     return x
 
 
+def operands(like: Tensor, **wanted: tuple[Tensor, tuple[Any, ...], torch.dtype]) -> None:
+    """Shape, dtype and device of what an operator was given: torch.ops calls it past all other checks, and kernels know
+    addresses only."""
+    for name, (x, shape, dtype) in wanted.items():
+        tensor(name, x, shape, dtype)
+        same_device(name, x, like)
+
+
 def integers(name: str, x: Any, shape: tuple[Any, ...]) -> Tensor:
     if isinstance(x, Tensor) and not x.dtype.is_signed and x.dtype != torch.bool:  # 255 would be one class more
         raise TypeError(f"{name} must be torch.int64, where -1 stands for none, got {x.dtype}, which has no -1")

@@ -17,6 +17,7 @@ class Fault(NamedTuple):
 
 
 TOPK, GRAPH, PROPAGATE, LOSS = "test_topk.py::", "test_graph.py::", "test_propagate.py::", "test_loss.py::"
+MEMORY = "test_operator_memory.py::"
 GRAPH_GRADIENT = GRAPH + "test_gradient_to_embeddings_and_sigma"
 GUARD = (
     "return (s.residual + (1 + s.residual) * largest_.load(std::memory_order_relaxed) + accumulation_) * (1 + 1e-5f);"
@@ -135,6 +136,19 @@ TRITON = [
         "w = tl.exp(tl.where(distance > 0, 0.0, distance) * (own[:, None] * own[:, None]))",
         LOSS + "test_gradcheck " + LOSS + "test_heuristics_in_the_loss",
         "triton",
+    ),
+    Fault(
+        "triton: a search's gradient reads before the first row",
+        "known = inside & (other >= 0) & (other < m)",
+        "known = inside & (other < m)",
+        MEMORY + "test_the_gradient_of_a_search_indexes_rows_only",
+        "triton",
+    ),
+    Fault(
+        "triton: an offset of programs x classes in 32 bits",
+        "partials_ptr + program.to(tl.int64) * classes + column",
+        "partials_ptr + program * classes + column",
+        "test_large_offsets.py::test_triton_kernels_form_wide_offsets",
     ),
 ]
 
@@ -279,6 +293,18 @@ CPU = [
         LOSS + "test_loss_where_no_label_of_the_class_arrives",
         "auto",
     ),
+    Fault(
+        "cpu: normalize_edges reads columns that nobody looked at",
+        "  if (signs < 0) check_graph(graph, capacity);\n",
+        "",
+        MEMORY + "test_columns_are_nodes",
+    ),
+    Fault(
+        "cpu: combine_edges takes a place of -2",
+        "signs |= outside(forward[e], -1, num_weights - 1)",
+        "signs |= outside(forward[e], -2, num_weights - 1)",
+        MEMORY + "test_places_of_weights_are_checked",
+    ),
 ]
 
 CUDA = [
@@ -371,6 +397,20 @@ CUDA = [
         "squares += v * v;\n  }\n  const double norm = largest * sqrt(warp_sum(squares));",
         "squares = float(squares + v * v);\n  }\n  const double norm = largest * sqrt(warp_sum(squares));",
         LOSS + "test_against_reference",
+        "cuda",
+    ),
+    Fault(
+        "cuda: normalize_edges reads before the first node",
+        "return uint64_t(j) < uint64_t(graph.n) ? x[j] : NAN;",
+        "return j < graph.n ? x[j] : NAN;",
+        MEMORY + "test_kernels_read_nodes_only",
+        "cuda",
+    ),
+    Fault(
+        "cuda: a gradient is written past the weights",
+        "if (own < 0 || own >= num_weights) return;",
+        "if (own < 0) return;",
+        MEMORY + "test_no_gradient_is_written_outside",
         "cuda",
     ),
 ]

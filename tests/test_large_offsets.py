@@ -1,13 +1,18 @@
-"""Offsets past 2^31: by sizes alone, in memory that is reserved and not touched (pages come with the first write)."""
+"""Offsets past 2^31: by sizes alone, in memory that is reserved and not touched (pages come with the first write).
+
+Of Triton, whose interpreter would go through the programs one by one, the intermediate code is read instead.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICE, documents
+from conftest import DEVICE, HAS_TRITON, PYTHON, ROOT, documents
 from torch import Tensor
 
 from gloss_kernels import _library, cosine_topk, reference
@@ -68,14 +73,15 @@ def test_weights_past_2_31(side: str, tmp_path: Path) -> None:
     forward = torch.tensor([PAST, PAST + 1, -1])
     reverse = torch.tensor([PAST + 2, -1, PAST + 3])
     values = torch.empty(3)
-    call(side, "combine_edges", {"nnz": 3, "is_double": False}, forward=forward, reverse=reverse, symmetrize="sum",
-         weights=weights, values=values)  # fmt: skip
+    call(side, "combine_edges", {"nnz": 3, "is_double": False}, num_weights=len(weights), forward=forward,
+         reverse=reverse, symmetrize="sum", weights=weights, values=values)  # fmt: skip
     assert values.tolist() == [4.0, 2.0, 4.0]
 
 
 @pytest.mark.parametrize("how", ["symmetric", "published"])
 def test_entries_past_2_31(how: str, tmp_path: Path) -> None:
-    """normalize_edges: a graph whose first entry has that number. (The emulated one visits every entry.)"""
+    """normalize_edges and its gradient: a graph whose first entry has that number. (The emulated ones visit every
+    entry, as combine_edges_backward does every weight.)"""
     graph = torch.tensor([[0.0, 2, 1], [2, 0, 4], [1, 4, 0]])
     col = reserved(tmp_path, PAST + 6, np.int64)
     col[PAST:] = torch.tensor([1, 2, 0, 2, 0, 1])
@@ -87,8 +93,83 @@ def test_entries_past_2_31(how: str, tmp_path: Path) -> None:
     expected = reference.normalize(graph.double(), how)
     torch.testing.assert_close(normalized[PAST:], expected[graph > 0].float())
 
+    grad_normalized, grad_values = (
+        reserved(tmp_path / name, PAST + 6, np.float32) for name in made(tmp_path, "c", "d")
+    )
+    grad_normalized[PAST:] = graph[graph > 0] * 3
+    call("cpu", "normalize_edges_backward", {"n": 3, "capacity": PAST + 6, "is_double": False, "normalization": how},
+         crow=crow, col=col, values=values, grad_normalized=grad_normalized, grad_values=grad_values)  # fmt: skip
+    near = torch.empty(6)
+    call("cpu", "normalize_edges_backward", {"n": 3, "capacity": 6, "is_double": False, "normalization": how},
+         crow=crow - PAST, col=col[PAST:].clone(), values=values[PAST:].clone(),
+         grad_normalized=grad_normalized[PAST:].clone(), grad_values=near)  # fmt: skip
+    assert torch.equal(grad_values[PAST:], near) and near.abs().min() > 0
+
 
 def made(folder: Path, *names: str) -> tuple[str, ...]:
     for name in names:
         (folder / name).mkdir()
     return names
+
+
+# -------------------------------------------------------------------------------------------- Triton
+def read_by(code: str) -> list[str]:
+    """The lines that the code prints, in a process whose kernels are compiled and not interpreted."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT / "bench")}
+    code = "import compile_triton as c, triton_offsets as offsets\n" + code
+    done = subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="no Triton")
+def test_triton_kernels_form_wide_offsets() -> None:
+    """Every kernel, of every launch that the stages make: 106 of them, without compiling on to machine code."""
+    *found, seen = read_by("""
+launches = c.recorded(c.work(90))
+for launch in launches:
+    text = offsets.ttir(launch)
+    for product in offsets.Code(text).narrow():
+        lines = (line for line in text.splitlines() if line.strip().startswith(product + " "))
+        print(launch.kernel.__name__, next(lines).strip())
+print(len({launch.kernel.__name__ for launch in launches}), text.count("tt.addptr") > 0)
+""")
+    assert found == []
+    kernels, has_pointers = seen.split()
+    assert int(kernels) >= 25 and has_pointers == "True"
+
+
+SAMPLES = {  # an offset -> whether it may pass 2^31 in 32 bits
+    "row[:, None] * d + column[None, :]": True,
+    "row[:, None] * 64 + column[None, :]": True,
+    "row.to(tl.int64)[:, None] * d + column[None, :]": False,
+    "tl.load(i_ptr + row)[:, None] * d + column[None, :]": True,
+    "tl.load(i_ptr + row).to(tl.int64)[:, None] * d + column[None, :]": False,
+    "tl.program_id(0) * d + (row[:, None] + column[None, :])": True,
+    "row[:, None] + column[None, :]": False,
+    "tl.program_id(0).to(tl.int64) * d + tl.arange(0, 4)[:, None] * d + column[None, :]": False,
+}
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="no Triton")
+def test_narrow_offsets_are_seen(tmp_path: Path) -> None:
+    kernels = "".join(
+        f"""
+@triton.jit
+def sample_{i}(x_ptr, i_ptr, d, COLUMNS: tl.constexpr):
+    row, column = tl.program_id(0) * 4 + tl.arange(0, 4), tl.arange(0, COLUMNS)
+    tl.store(x_ptr + ({offset}), 0.0)
+"""
+        for i, offset in enumerate(SAMPLES)
+    )
+    (tmp_path / "samples.py").write_text(f"import triton, triton.language as tl\n{kernels}")
+    found = read_by(f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import samples
+arguments = (("x_ptr", "*fp32", True), ("i_ptr", "*i32", True), ("d", "i32", False))
+for i in range({len(SAMPLES)}):
+    launch = c.Launch(getattr(samples, f"sample_{{i}}"), arguments, (("COLUMNS", 64),), ())
+    print(bool(offsets.Code(offsets.ttir(launch)).narrow()))
+""")
+    assert found == [str(narrow) for narrow in SAMPLES.values()]

@@ -34,15 +34,20 @@ Space carve(Workspace& memory, int64_t queries, int64_t corpus, int64_t k) {
   return s;
 }
 
-__global__ void __launch_bounds__(256) count_kernel(const int64_t* __restrict__ indices, int64_t total, int* counts) {
+// An index that is no row of the corpus (the CPU throws) is in no list, and makes the gradient of its row NaN.
+__device__ inline bool is_row(int64_t j, int64_t rows) { return uint64_t(j) < uint64_t(rows); }
+
+__global__ void __launch_bounds__(256)
+count_kernel(const int64_t* __restrict__ indices, int64_t total, int64_t rows, int* counts) {
   const int64_t at = int64_t(blockIdx.x) * 256 + threadIdx.x;
-  if (at < total) atomicAdd(&counts[indices[at]], 1);
+  if (at < total && is_row(indices[at], rows)) atomicAdd(&counts[indices[at]], 1);
 }
 __global__ void __launch_bounds__(256)
-place_kernel(const int64_t* __restrict__ indices, int64_t total, const int64_t* __restrict__ start, int* cursor,
-             Key* __restrict__ places) {
+place_kernel(const int64_t* __restrict__ indices, int64_t total, int64_t rows, const int64_t* __restrict__ start,
+             int* cursor, Key* __restrict__ places) {
   const int64_t at = int64_t(blockIdx.x) * 256 + threadIdx.x;
-  if (at < total) places[start[indices[at]] + atomicAdd(&cursor[indices[at]], 1)] = Key(at);
+  if (at < total && is_row(indices[at], rows))
+    places[start[indices[at]] + atomicAdd(&cursor[indices[at]], 1)] = Key(at);
 }
 
 // sums += weight * unit row j, columns first + lane, + 32, ...
@@ -75,7 +80,9 @@ gradient_kernel(Rows<In> own, const double* __restrict__ own_norms, Rows<In> cho
     if (chosen)
       for (int64_t r = 0; r < k; ++r) {
         const int64_t j = chosen[i * k + r];
-        add_row(sums, neighbors, j, double(grad_values[i * k + r]) * neighbor_norms[j], first, lane);
+        const bool known = is_row(j, neighbors.rows);
+        const double weight = known ? double(grad_values[i * k + r]) * neighbor_norms[j] : NAN;
+        add_row(sums, neighbors, known ? j : 0, weight, first, lane);
       }
     if (places)
       for (int64_t at = start[i]; at < start[i + 1]; ++at) {
@@ -122,9 +129,10 @@ void cosine_topk_backward(MatrixView queries, MatrixView corpus, int64_t k, cons
     if (grad_corpus) {
       for (int* counter : {s.counts, s.cursor})
         check(cudaMemsetAsync(counter, 0, size_t(corpus.rows) * 4, stream), "cudaMemsetAsync");
-      launch(count_kernel, blocks_for(total, 256), 256, 0, queue.stream, indices, total, s.counts);
+      launch(count_kernel, blocks_for(total, 256), 256, 0, queue.stream, indices, total, corpus.rows, s.counts);
       exclusive_scan(s.counts, corpus.rows, s.start, s.sums, queue);
-      launch(place_kernel, blocks_for(total, 256), 256, 0, queue.stream, indices, total, s.start, s.cursor, s.places);
+      launch(place_kernel, blocks_for(total, 256), 256, 0, queue.stream, indices, total, corpus.rows, s.start, s.cursor,
+             s.places);
       sort_segments(corpus.rows, s.start, s.places, s.long_rows, queue);
     }
     const auto run = [&](const Rows<In>& own, const double* norms, const int64_t* chosen, const Key* places, T* grad) {

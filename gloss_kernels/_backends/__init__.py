@@ -70,7 +70,8 @@ def get(backend: str) -> Backend:
 
 
 def kernels(backend: str) -> Kernels:
-    """Those of a backend with kernels, their gradients included."""
+    """Those of a backend with kernels, their gradients included. An operator called directly may name any."""
+    _checks.choice("backend", backend, KERNELS[:-1])
     found: Kernels = _triton() if backend == "triton" else native.cpu if backend == "cpu" else native.cuda
     return found
 

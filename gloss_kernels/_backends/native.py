@@ -27,6 +27,9 @@ class _Call:
         self.device = x.device
         self.core: Any
         self.tail: dict[str, Any]
+        takes = ["cpu"] if side == "cpu" else ["cuda", *["cpu"] * (_library.emulated is not None)]
+        if x.device.type not in takes:  # of an operator called directly: its address is none where this side runs
+            raise ValueError(f"backend={side!r} must get tensors on {' or '.join(takes)}, got {x.device}")
         if side == "cpu":
             self.core, self.tail = _library.core.cpu, {"threads": torch.get_num_threads()}
         elif x.device.type == "cpu":
@@ -163,8 +166,9 @@ class Native:
         call = _Call(self.side, weights)
         values = call.empty(nnz, weights.dtype)
         call.run(
-            "combine_edges", {"nnz": nnz, "is_double": _library.is_double(weights)}, forward=combination.forward,
-            reverse=combination.reverse, symmetrize=combination.symmetrize, weights=weights, values=values,
+            "combine_edges", {"nnz": nnz, "is_double": _library.is_double(weights)}, num_weights=weights.numel(),
+            forward=combination.forward, reverse=combination.reverse, symmetrize=combination.symmetrize,
+            weights=weights, values=values,
         )  # fmt: skip
         return values
 
@@ -225,7 +229,7 @@ class Native:
         residual = call.empty(result.shape[1], torch.float64)
         call.run(
             "propagate_backward", _solve_size(edges, result), crow=edges.crow, col=edges.col,
-            values=values, fixed=system.fixed.contiguous(), reachable=reachable,
+            values=values, fixed=system.fixed.contiguous(), reachable=reachable.contiguous(),
             prior=system.prior.to(result.dtype).contiguous(), result=result.contiguous(),
             grad_result=grad_result.to(result.dtype).contiguous(),
             alpha=_alpha(system.alpha), prior_strength=system.prior_strength, tol=used_tol, max_iter=system.max_iter,

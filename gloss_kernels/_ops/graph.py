@@ -7,13 +7,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends, _derivatives, reference
+from .. import _backends, _checks, _derivatives, _library, reference
 from .._backends.protocol import Combination, Edges, Structure
 
 
 def capacity(indices: Tensor, symmetrize: str) -> int:
     """Room for every entry that the graph of ``indices`` [n, k] can have."""
     return indices.shape[0] * indices.shape[1] * reference.SYMMETRIZE[symmetrize].most_entries
+
+
+def given_edges(crow: Tensor, col: Tensor, values: Tensor) -> Edges:
+    """Of the right shapes and types; what crow and col hold, the kernels check where they read it."""
+    _library.is_double(values)  # raises
+    nnz = values.numel()
+    if crow.numel() == 0:
+        raise ValueError("crow must have n + 1 numbers, got none")
+    _checks.operands(
+        values, values=(values, (nnz,), values.dtype), crow=(crow, (crow.numel(),), torch.int64),
+        col=(col, (nnz,), torch.int64),
+    )  # fmt: skip
+    return Edges(crow.contiguous(), col.contiguous(), values)
+
+
+def given_combination(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str) -> Combination:
+    _library.is_double(weights)  # raises
+    _checks.choice("symmetrize", symmetrize, tuple(reference.SYMMETRIZE))
+    nnz = forward.numel()
+    _checks.operands(weights, forward=(forward, (nnz,), torch.int64), reverse=(reverse, (nnz,), torch.int64))
+    return Combination(weights, forward.contiguous(), reverse.contiguous(), symmetrize)
 
 
 def knn_structure(indices: Tensor, symmetrize: str, backend: str) -> Structure:
@@ -24,6 +45,8 @@ def knn_structure(indices: Tensor, symmetrize: str, backend: str) -> Structure:
 
 @torch.library.custom_op("gloss_kernels::knn_structure", mutates_args=())
 def knn_structure_op(indices: Tensor, symmetrize: str, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if indices.ndim != 2 or indices.dtype != torch.int64:
+        raise ValueError(f"indices must be torch.int64 [n, k], got {indices.dtype} {tuple(indices.shape)}")
     return _backends.kernels(backend).knn_structure(indices, symmetrize, capacity(indices, symmetrize))
 
 
@@ -42,7 +65,7 @@ def combine_edges(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize:
 
 @torch.library.custom_op("gloss_kernels::combine_edges", mutates_args=())
 def combine_edges_op(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str) -> Tensor:
-    return _backends.kernels(backend).combine_edges(Combination(weights, forward, reverse, symmetrize))
+    return _backends.kernels(backend).combine_edges(given_combination(weights, forward, reverse, symmetrize))
 
 
 @combine_edges_op.register_fake
@@ -54,7 +77,8 @@ def _(weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backen
 def combine_edges_backward_op(
     grad_values: Tensor, weights: Tensor, forward: Tensor, reverse: Tensor, symmetrize: str, backend: str
 ) -> Tensor:
-    combination = Combination(weights, forward, reverse, symmetrize)
+    combination = given_combination(weights, forward, reverse, symmetrize)
+    _checks.operands(weights, grad_values=(grad_values, (forward.numel(),), weights.dtype))
     return _backends.kernels(backend).combine_edges_backward(combination, grad_values)
 
 
@@ -86,7 +110,7 @@ def normalize_edges(crow: Tensor, col: Tensor, values: Tensor, normalization: st
 
 @torch.library.custom_op("gloss_kernels::normalize_edges", mutates_args=())
 def normalize_edges_op(crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str) -> Tensor:
-    return _backends.kernels(backend).normalize_edges(Edges(crow, col, values), normalization)
+    return _backends.kernels(backend).normalize_edges(given_edges(crow, col, values), normalization)
 
 
 @normalize_edges_op.register_fake
@@ -98,7 +122,8 @@ def _(crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: st
 def normalize_edges_backward_op(
     grad_normalized: Tensor, crow: Tensor, col: Tensor, values: Tensor, normalization: str, backend: str
 ) -> Tensor:
-    edges = Edges(crow, col, values)
+    edges = given_edges(crow, col, values)
+    _checks.operands(values, grad_normalized=(grad_normalized, (values.numel(),), values.dtype))
     return _backends.kernels(backend).normalize_edges_backward(edges, normalization, grad_normalized)
 
 

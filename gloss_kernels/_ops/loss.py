@@ -45,13 +45,14 @@ def dense_loss_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """protocol.BatchLoss: with the gradients of embeddings and inverse_sigma, which the backward pass only scales."""
-    for name, x, kind in (
-        ("inverse_sigma", inverse_sigma, torch.float64), ("labels", labels, torch.int64),
-        ("targets", targets, torch.int64), ("scored", scored, torch.bool),
-    ):  # fmt: skip
-        _checks.tensor(name, x, (embeddings.shape[0],), kind)  # the kernels know addresses only
+    n = _checks.matrix("embeddings", embeddings).shape[0]
+    _checks.operands(
+        embeddings, inverse_sigma=(inverse_sigma, (n,), torch.float64), labels=(labels, (n,), torch.int64),
+        targets=(targets, (n,), torch.int64), scored=(scored, (n,), torch.bool),
+    )  # fmt: skip
     if class_weight is not None:
-        class_weight = _checks.tensor("class_weight", class_weight, (num_classes,), torch.float64).contiguous()
+        _checks.operands(embeddings, class_weight=(class_weight, (num_classes,), torch.float64))
+        class_weight = class_weight.contiguous()
     batch = Batch(
         embeddings.detach(), inverse_sigma.detach(), labels, targets, scored, class_weight, num_classes,
         None if alpha < 0 else alpha, normalization, target, smoothing,

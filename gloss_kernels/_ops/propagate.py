@@ -7,10 +7,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends, _convergence, _derivatives
+from .. import _backends, _checks, _convergence, _derivatives
 from .._backends.protocol import Edges, Solution, System
 from .._math import finest_tol
 from .._options import PropagateOptions
+from .graph import given_edges
+
+
+def given_system(
+    crow: Tensor, col: Tensor, values: Tensor, fixed: Tensor, prior: Tensor, alpha: float, eps: float, max_iter: int
+) -> System:
+    """Of the right shapes and types; on the CPU, of rows and columns that are some: 1.3 % of the solve of 50,000
+    documents and 20 classes. On a GPU it would be a dozen launches a solve: there propagate_labels alone looks."""
+    edges = given_edges(crow, col, values)
+    n, nnz = crow.numel() - 1, col.numel()
+    _checks.operands(values, fixed=(fixed, (n,), torch.bool), prior=(prior, (prior.numel(),), values.dtype))
+    if values.device.type == "cpu":
+        steps = crow.diff()
+        if int(crow[0]) < 0 or int(crow[-1]) > nnz or bool((steps < 0).any()):
+            raise ValueError(f"crow must rise within 0..{nnz}, got other numbers")
+        if nnz:
+            low, high = map(int, col.aminmax())
+            if low < 0 or high >= max(n, 1):
+                raise ValueError(f"col must be nodes in 0..{n - 1}, got {low if low < 0 else high}")
+    return System(edges, fixed, prior, None if alpha < 0 else alpha, eps, max_iter)
 
 
 def propagate(
@@ -50,7 +70,8 @@ def propagate_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """F [n, C], iterations [], residual [C], reachable [n], the tol used []."""
-    system = System(Edges(crow, col, values), fixed, prior, None if alpha < 0 else alpha, prior_strength, max_iter)
+    system = given_system(crow, col, values, fixed, prior, alpha, prior_strength, max_iter)
+    _checks.operands(values, boundary=(boundary, (len(fixed), len(prior)), values.dtype))
     solution = _backends.kernels(backend).propagate(system, boundary, has_initial, tol)
     _convergence.check("propagate_labels", solution.residual, solution.used_tol)
     return solution
@@ -97,7 +118,12 @@ def propagate_backward_op(
     max_iter: int,
     backend: str,
 ) -> Tensor:
-    system = System(Edges(crow, col, values), fixed, prior, None if alpha < 0 else alpha, prior_strength, max_iter)
+    system = given_system(crow, col, values, fixed, prior, alpha, prior_strength, max_iter)
+    shape = (len(fixed), len(prior))
+    _checks.operands(
+        values, reachable=(reachable, shape[:1], torch.bool), result=(result, shape, values.dtype),
+        grad_result=(grad_result, shape, values.dtype), used_tol=(used_tol, (), torch.float64),
+    )  # fmt: skip
     grad_values, residual = _backends.kernels(backend).propagate_backward(
         system, result, reachable, used_tol, grad_result
     )

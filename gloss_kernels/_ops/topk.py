@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends, _derivatives
+from .. import _backends, _checks, _derivatives
 from .._backends.protocol import Search, SearchGradient
 from .._math import compute_dtype
 
@@ -21,10 +21,19 @@ def cosine_topk(
     return values, indices
 
 
+def check_matrices(queries: Tensor, corpus: Tensor | None) -> None:
+    _checks.matrix("queries", queries)
+    if corpus is not None:
+        _checks.operands(queries, corpus=(corpus, (*corpus.shape[:1], queries.shape[1]), queries.dtype))
+
+
 @torch.library.custom_op("gloss_kernels::cosine_topk", mutates_args=())
 def cosine_topk_op(
     queries: Tensor, corpus: Tensor | None, k: int, exclude_self: bool, hint: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
+    check_matrices(queries, corpus)
+    if hint is not None:
+        _checks.operands(queries, hint=(hint, (queries.shape[0], *hint.shape[1:2]), torch.int64))
     corpus = None if corpus is None else corpus.detach()
     return _backends.kernels(backend).cosine_topk(Search(queries.detach(), corpus, k, exclude_self, hint))
 
@@ -47,6 +56,11 @@ def cosine_topk_backward_op(
     need_corpus: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    check_matrices(queries, corpus)
+    shape = (queries.shape[0], *grad_values.shape[1:2])
+    _checks.operands(
+        queries, grad_values=(grad_values, shape, grad_values.dtype), indices=(indices, shape, torch.int64)
+    )
     gradient = SearchGradient(queries, corpus, indices, grad_values, need_queries, need_corpus)
     grad_queries, grad_corpus = _backends.kernels(backend).cosine_topk_backward(gradient)
     return grad_queries.to(queries.dtype), grad_corpus.to(queries.dtype)

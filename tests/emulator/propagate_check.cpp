@@ -212,12 +212,12 @@ void graph_weights_of(int64_t n, int64_t k, bool hub) {
     const auto nnz = int64_t(s.col.size()), count = n * k;
     const std::vector<T> weights = some(size_t(count)), grads = some(size_t(nnz));
     std::vector<T> wanted(static_cast<size_t>(nnz)), wanted_grad(static_cast<size_t>(count));
-    cpu::combine_edges(nnz, s.forward.data(), s.reverse.data(), mode, weights.data(), wanted.data(), 1);
+    cpu::combine_edges(nnz, count, s.forward.data(), s.reverse.data(), mode, weights.data(), wanted.data(), 1);
     cpu::combine_edges_backward(nnz, count, s.forward.data(), s.reverse.data(), mode, weights.data(), grads.data(),
                                 wanted_grad.data(), 1);
     const auto got = on_all_schedules([&] {
       auto values = poisoned<T>(size_t(nnz)), grad = poisoned<T>(size_t(count));
-      cuda::combine_edges(nnz, s.forward.data(), s.reverse.data(), mode, weights.data(), values.data(), kQueue);
+      cuda::combine_edges(nnz, count, s.forward.data(), s.reverse.data(), mode, weights.data(), values.data(), kQueue);
       cuda::combine_edges_backward(nnz, count, s.forward.data(), s.reverse.data(), mode, weights.data(), grads.data(),
                                    grad.data(), kQueue);
       return std::pair(values, grad);
@@ -234,8 +234,8 @@ void graph_weights_of(int64_t n, int64_t k, bool hub) {
   for (Normalization mode : {Normalization::row, Normalization::symmetric, Normalization::published}) {
     where = "normalize n " + std::to_string(n) + " mode " + std::to_string(int(mode));
     std::vector<T> wanted(static_cast<size_t>(capacity)), wanted_grad(static_cast<size_t>(capacity));
-    cpu::normalize_edges(graph.csr(), graph.values.data(), mode, wanted.data(), 1);
-    cpu::normalize_edges_backward(graph.csr(), graph.values.data(), mode, grads.data(), wanted_grad.data(), 1);
+    cpu::normalize_edges(graph.csr(), capacity, graph.values.data(), mode, wanted.data(), 1);
+    cpu::normalize_edges_backward(graph.csr(), capacity, graph.values.data(), mode, grads.data(), wanted_grad.data(), 1);
     const auto got = on_all_schedules([&] {
       auto values = poisoned<T>(size_t(capacity)), grad = poisoned<T>(size_t(capacity));
       Scratch forward(cuda::normalize_edges_workspace<T>(n, capacity, mode));
@@ -301,7 +301,7 @@ void propagate_case(const Case& c) {
           std::to_string(c.between);
   if (!std::isnan(c.alpha)) {
     const std::vector<T> weights = graph.values;
-    cpu::normalize_edges(graph.csr(), weights.data(), Normalization::symmetric, graph.values.data(), 1);
+    cpu::normalize_edges(graph.csr(), capacity, weights.data(), Normalization::symmetric, graph.values.data(), 1);
   }
   std::mt19937 random(3);
   std::vector<uint8_t> fixed(static_cast<size_t>(n));

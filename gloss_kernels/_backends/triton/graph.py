@@ -6,6 +6,7 @@ Sums run over the entries of a row, in order: no atomics, the same bits for the 
 from __future__ import annotations
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -76,26 +77,36 @@ def _check_indices(indices: Tensor) -> None:
 
 
 # --------------------------------------------------------------------------------------------- weights
-@jit(run_time=("nnz",))
-def combine_kernel(forward_ptr, reverse_ptr, weights_ptr, values_ptr, nnz, HOW: tl.constexpr, ENTRIES: tl.constexpr):
+@triton.jit
+def weights_at(weights_ptr, place, inside, count):
+    """The weights at these places, 0 where there is none (-1), NaN where a place is outside."""
+    return tl.load(
+        weights_ptr + place, inside & (place >= 0) & (place < count), tl.where(place == -1, 0.0, float("nan"))
+    )
+
+
+@jit(run_time=("nnz", "count"))
+def combine_kernel(forward_ptr, reverse_ptr, weights_ptr, values_ptr, nnz, count, HOW: tl.constexpr,
+                   ENTRIES: tl.constexpr):  # fmt: skip
     entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
     inside = entry < nnz
-    forward, reverse = tl.load(forward_ptr + entry, inside, -1), tl.load(reverse_ptr + entry, inside, -1)
-    a = tl.load(weights_ptr + forward, forward >= 0, 0.0)
-    b = tl.load(weights_ptr + reverse, reverse >= 0, 0.0)
-    tl.store(values_ptr + entry, combine(a, b, HOW), inside)
+    a = weights_at(weights_ptr, tl.load(forward_ptr + entry, inside, -1), inside, count)
+    b = weights_at(weights_ptr, tl.load(reverse_ptr + entry, inside, -1), inside, count)
+    value = combine(a, b, HOW)
+    tl.store(values_ptr + entry, tl.where((a == a) & (b == b), value, a + b), inside)
 
 
-@jit(run_time=("nnz",))
-def combine_backward_kernel(mine_ptr, other_ptr, weights_ptr, grad_values_ptr, grad_weights_ptr, nnz, ADD: tl.constexpr,
-                            HOW: tl.constexpr, ENTRIES: tl.constexpr):  # fmt: skip
+@jit(run_time=("nnz", "count"))
+def combine_backward_kernel(mine_ptr, other_ptr, weights_ptr, grad_values_ptr, grad_weights_ptr, nnz, count,
+                            ADD: tl.constexpr, HOW: tl.constexpr, ENTRIES: tl.constexpr):  # fmt: skip
     """The share of the weights at ``mine``: each is written by one entry a pass."""
     entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
-    mine = tl.load(mine_ptr + entry, entry < nnz, -1)
-    other = tl.load(other_ptr + entry, entry < nnz, -1)
-    use = mine >= 0
-    part = share(tl.load(weights_ptr + mine, use, 0.0), tl.load(weights_ptr + other, other >= 0, 0.0), HOW)
-    grad = part * tl.load(grad_values_ptr + entry, use, 0.0)
+    inside = entry < nnz
+    mine = tl.load(mine_ptr + entry, inside, -1)
+    use = (mine >= 0) & (mine < count)
+    other = weights_at(weights_ptr, tl.load(other_ptr + entry, inside, -1), inside, count)
+    part = share(tl.load(weights_ptr + mine, use, 0.0), other, HOW)
+    grad = tl.where(other == other, part * tl.load(grad_values_ptr + entry, use, 0.0), other)
     if ADD:
         grad += tl.load(grad_weights_ptr + mine, use, 0.0)
     tl.store(grad_weights_ptr + mine, grad, use)
@@ -106,8 +117,9 @@ def combine_edges(combination: Combination) -> Tensor:
     weights, nnz = combination.weights.contiguous(), len(forward)
     values = weights.new_empty(nnz)
     launch(
-        combine_kernel, cdiv(nnz, ENTRIES), weights, forward, reverse, weights, values, nnz, HOW=how, ENTRIES=ENTRIES
-    )
+        combine_kernel, cdiv(nnz, ENTRIES), weights, forward, reverse, weights, values, nnz, weights.numel(), HOW=how,
+        ENTRIES=ENTRIES,
+    )  # fmt: skip
     return values
 
 
@@ -120,19 +132,31 @@ def combine_edges_backward(combination: Combination, grad_values: Tensor) -> Ten
             continue
         launch(
             combine_backward_kernel, cdiv(nnz, ENTRIES), weights, mine, other, weights, grad_values, grad_weights, nnz,
-            ADD=add, HOW=how, ENTRIES=ENTRIES,
+            weights.numel(), ADD=add, HOW=how, ENTRIES=ENTRIES,
         )  # fmt: skip
     return grad_weights
 
 
 # ------------------------------------------------------------------------------------- normalisations
-@jit(run_time=("n",))
-def row_sums_kernel(crow_ptr, col_ptr, a_ptr, b_ptr, x_ptr, sums_ptr, n, WITH_B: tl.constexpr, WITH_X: tl.constexpr,
-                    ROWS: tl.constexpr, EDGES: tl.constexpr):  # fmt: skip
+@triton.jit
+def entries_of(crow_ptr, row, n, capacity):
+    """Where rows begin, and how many entries they have: within the arrays, whatever crow says."""
+    begin = tl.maximum(tl.load(crow_ptr + row, row < n, 0), 0)
+    return begin, tl.minimum(tl.load(crow_ptr + row + 1, row < n, 0), capacity) - begin
+
+
+@triton.jit
+def at_node(x_ptr, node, use, n):
+    """x of these nodes, NaN where one is none: nothing waits for a GPU to raise."""
+    return tl.load(x_ptr + node, use & (node >= 0) & (node < n), tl.where(use, float("nan"), 0.0).to(tl.float64))
+
+
+@jit(run_time=("n", "capacity"))
+def row_sums_kernel(crow_ptr, col_ptr, a_ptr, b_ptr, x_ptr, sums_ptr, n, capacity, WITH_B: tl.constexpr,
+                    WITH_X: tl.constexpr, ROWS: tl.constexpr, EDGES: tl.constexpr):  # fmt: skip
     """sums_i = sum of a_e [b_e] [x_j] over the entries e = (i, j) of row i, in float64."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    begin = tl.load(crow_ptr + row, row < n, 0)
-    count = tl.load(crow_ptr + row + 1, row < n, 0) - begin
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    begin, count = entries_of(crow_ptr, row, n, capacity)
     total = tl.zeros([ROWS], tl.float64)
     for first in range(0, tl.max(count), EDGES):
         edge = first + tl.arange(0, EDGES)
@@ -142,18 +166,17 @@ def row_sums_kernel(crow_ptr, col_ptr, a_ptr, b_ptr, x_ptr, sums_ptr, n, WITH_B:
         if WITH_B:
             term *= tl.load(b_ptr + entry, use, 0.0).to(tl.float64)
         if WITH_X:
-            term *= tl.load(x_ptr + tl.load(col_ptr + entry, use, 0), use, 0.0)
+            term *= at_node(x_ptr, tl.load(col_ptr + entry, use, 0), use, n)
         total += tl.sum(term, 1)
     tl.store(sums_ptr + row, total, row < n)
 
 
-@jit(run_time=("n",))
-def scale_kernel(crow_ptr, col_ptr, values_ptr, s_ptr, r_ptr, dt_ptr, dd_ptr, out_ptr, n, BACKWARD: tl.constexpr,
-                 ROWS: tl.constexpr, EDGES: tl.constexpr):  # fmt: skip
+@jit(run_time=("n", "capacity"))
+def scale_kernel(crow_ptr, col_ptr, values_ptr, s_ptr, r_ptr, dt_ptr, dd_ptr, out_ptr, n, capacity,
+                 BACKWARD: tl.constexpr, ROWS: tl.constexpr, EDGES: tl.constexpr):  # fmt: skip
     """out_e = values_e s_i s_j; BACKWARD: + (dt_i r_j + dt_j r_i + dd_i + dd_j) / 2."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    begin = tl.load(crow_ptr + row, row < n, 0)
-    count = tl.load(crow_ptr + row + 1, row < n, 0) - begin
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    begin, count = entries_of(crow_ptr, row, n, capacity)
     s = tl.load(s_ptr + row, row < n, 0.0)
     if BACKWARD:
         r, dt = tl.load(r_ptr + row, row < n, 0.0), tl.load(dt_ptr + row, row < n, 0.0)
@@ -163,12 +186,10 @@ def scale_kernel(crow_ptr, col_ptr, values_ptr, s_ptr, r_ptr, dt_ptr, dd_ptr, ou
         use = edge[None, :] < count[:, None]
         entry = begin[:, None] + edge[None, :]
         other = tl.load(col_ptr + entry, use, 0)
-        value = tl.load(values_ptr + entry, use, 0.0).to(tl.float64) * s[:, None] * tl.load(s_ptr + other, use, 0.0)
+        value = tl.load(values_ptr + entry, use, 0.0).to(tl.float64) * s[:, None] * at_node(s_ptr, other, use, n)
         if BACKWARD:
-            value += 0.5 * (
-                dt[:, None] * tl.load(r_ptr + other, use, 0.0) + tl.load(dt_ptr + other, use, 0.0) * r[:, None]
-            )
-            value += 0.5 * (dd[:, None] + tl.load(dd_ptr + other, use, 0.0))
+            value += 0.5 * (dt[:, None] * at_node(r_ptr, other, use, n) + at_node(dt_ptr, other, use, n) * r[:, None])
+            value += 0.5 * (dd[:, None] + at_node(dd_ptr, other, use, n))
         tl.store(out_ptr + entry, value.to(out_ptr.dtype.element_ty), use)
 
 
@@ -177,7 +198,7 @@ def row_sums(crow: Tensor, col: Tensor, a: Tensor, b: Tensor | None = None, x: T
     sums = a.new_empty(n, dtype=torch.float64)
     launch(
         row_sums_kernel, cdiv(n, ROWS), a, crow, col, a, a if b is None else b, sums if x is None else x, sums, n,
-        WITH_B=b is not None, WITH_X=x is not None, ROWS=ROWS, EDGES=EDGES,
+        len(a), WITH_B=b is not None, WITH_X=x is not None, ROWS=ROWS, EDGES=EDGES,
     )  # fmt: skip
     return sums
 
@@ -189,10 +210,10 @@ def scales(crow: Tensor, col: Tensor, values: Tensor, normalization: str) -> tup
 
 
 def scaled(crow: Tensor, col: Tensor, values: Tensor, s: Tensor, *of_backward: Tensor) -> Tensor:
-    out, n = torch.empty_like(values), len(crow) - 1
+    out, n = torch.zeros_like(values), len(crow) - 1
     launch(
         scale_kernel, cdiv(n, ROWS), values, crow, col, values, s, *(of_backward or (s, s, s)), out, n,
-        BACKWARD=bool(of_backward), ROWS=ROWS, EDGES=EDGES,
+        len(values), BACKWARD=bool(of_backward), ROWS=ROWS, EDGES=EDGES,
     )  # fmt: skip
     return out
 

@@ -36,7 +36,7 @@ def power(x, exponent):
 @jit(run_time=("n",))
 def unit_rows_kernel(x_ptr, unit_ptr, inverse_norm_ptr, n, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Rows of length 1 (a zero row stays zero), and 1 / length."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     largest = tl.zeros([ROWS], tl.float64)  # squares of float64 may overflow or vanish
     for first in range(0, d, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
@@ -66,7 +66,7 @@ def unit_rows_kernel(x_ptr, unit_ptr, inverse_norm_ptr, n, d, ROWS: tl.constexpr
 def project_rows_kernel(unit_ptr, inverse_norm_ptr, grad_unit_ptr, grad_ptr, n, d, LARGEST: tl.constexpr,
                         ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """The gradient of unit rows as that of the rows: what is along the row goes."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     along = tl.zeros([ROWS], tl.float64)
     for first in range(0, d, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
@@ -90,7 +90,7 @@ def project_rows_kernel(unit_ptr, inverse_norm_ptr, grad_unit_ptr, grad_ptr, n, 
 def weights_kernel(cosine_ptr, inverse_sigma_ptr, weight_ptr, degree_ptr, n, SMALLEST: tl.constexpr,
                    ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """W_ij = exp((c_ij - 1) / (sigma_i sigma_j)), 0 on the diagonal and below SMALLEST; d = W 1."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     own = tl.load(inverse_sigma_ptr + row, row < n, 0.0)
     degree = tl.zeros([ROWS], tl.float64)
     for first in range(0, n, COLUMNS):
@@ -113,7 +113,7 @@ def reach_kernel(weight_ptr, reached_ptr, n, ROWS: tl.constexpr, COLUMNS: tl.con
     while changed > 0:
         changed = 0
         for block in range(0, n, ROWS):
-            row = block + tl.arange(0, ROWS)
+            row = (block + tl.arange(0, ROWS)).to(tl.int64)
             before = tl.load(reached_ptr + row, row < n, 0)
             grown = before
             for first in range(0, n, COLUMNS):
@@ -131,7 +131,7 @@ def reach_kernel(weight_ptr, reached_ptr, n, ROWS: tl.constexpr, COLUMNS: tl.con
 def system_kernel(weight_ptr, scale_ptr, solved_ptr, root_ptr, system_ptr, n, ROWS: tl.constexpr,
                   COLUMNS: tl.constexpr):  # fmt: skip
     """I - r M r between documents that are solved for; r = D^-1/2, or alpha^1/2 for spreading."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mine = tl.load(scale_ptr + row, row < n, 0.0)
     mine *= tl.load(solved_ptr + row, row < n, 0).to(tl.float64)
     mine *= tl.load(root_ptr + row, row < n, 0.0)
@@ -161,7 +161,7 @@ def score_kernel(solution_ptr, root_ptr, solved_ptr, label_ptr, target_ptr, scor
         weight *= tl.load(class_weight_ptr + targets, counts, 0.0)
     total = tl.sum(weight, 0)
 
-    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    row, column = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     there = row < n
     mask = there[:, None] & (column < classes)[None, :]
     at = row[:, None] * classes + column[None, :]
@@ -217,13 +217,10 @@ def edge_gradient(f_ptr, lam_ptr, row, column, n, classes, SPREADING: tl.constex
                   COLUMNS: tl.constexpr):  # fmt: skip
     """dL/dM_ij + dL/dM_ji; lam is 0 in rows that were not solved for."""
     total = tl.zeros([ROWS, COLUMNS], tl.float64)
+    own, other = row * classes, column.to(tl.int64) * classes
     for c in range(0, classes):
-        f_i, lam_i = (
-            tl.load(f_ptr + row * classes + c, row < n, 0.0),
-            tl.load(lam_ptr + row * classes + c, row < n, 0.0),
-        )
-        f_j = tl.load(f_ptr + column * classes + c, column < n, 0.0)
-        lam_j = tl.load(lam_ptr + column * classes + c, column < n, 0.0)
+        f_i, lam_i = tl.load(f_ptr + own + c, row < n, 0.0), tl.load(lam_ptr + own + c, row < n, 0.0)
+        f_j, lam_j = tl.load(f_ptr + other + c, column < n, 0.0), tl.load(lam_ptr + other + c, column < n, 0.0)
         if SPREADING:
             total += lam_i[:, None] * f_j[None, :] + lam_j[None, :] * f_i[:, None]
         else:
@@ -236,7 +233,7 @@ def to_scale_kernel(weight_ptr, f_ptr, lam_ptr, degree_ptr, scale_ptr, to_degree
                     SPREADING: tl.constexpr, PUBLISHED: tl.constexpr, ROWS: tl.constexpr,
                     COLUMNS: tl.constexpr):  # fmt: skip
     """The gradient of s, as that of d (symmetric) or of W d^-1/2 (published)."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     total = tl.zeros([ROWS], tl.float64)
     for first in range(0, n, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
@@ -258,7 +255,7 @@ def edges_kernel(cosine_ptr, inverse_sigma_ptr, weight_ptr, f_ptr, lam_ptr, scal
                  to_inner_ptr, grad_cosine_ptr, grad_sigma_ptr, n, classes, SPREADING: tl.constexpr,
                  NORMALIZED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """The gradients of the cosines and of 1 / sigma."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = row < n
     own, s_i = tl.load(inverse_sigma_ptr + row, there, 0.0), tl.load(scale_ptr + row, there, 0.0)
     to_sigma = tl.zeros([ROWS], tl.float64)

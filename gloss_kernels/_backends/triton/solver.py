@@ -48,7 +48,7 @@ def row_tile(columns: int) -> int:
 def add_up(dots, partials_ptr, ticket_ptr, classes, column, COLUMNS: tl.constexpr, PROGRAMS: tl.constexpr):
     """Stores the sums of this program. Returns those of all, and whether this is the last program and they are there."""
     program, tile = tl.program_id(0), tl.program_id(1)
-    tl.store(partials_ptr + program * classes + column, dots, column < classes)
+    tl.store(partials_ptr + program.to(tl.int64) * classes + column, dots, column < classes)
     tl.debug_barrier()
     last = tl.atomic_add(ticket_ptr + tile, 1, sem="acq_rel") == tl.num_programs(0) - 1
     total = tl.zeros([COLUMNS], tl.float64)
@@ -56,7 +56,7 @@ def add_up(dots, partials_ptr, ticket_ptr, classes, column, COLUMNS: tl.constexp
         for first in range(0, tl.num_programs(0), PROGRAMS):
             which = first + tl.arange(0, PROGRAMS)
             use = (which < tl.num_programs(0))[:, None] & (column < classes)[None, :]
-            at = partials_ptr + which[:, None] * classes + column[None, :]
+            at = partials_ptr + which.to(tl.int64)[:, None] * classes + column[None, :]
             total += tl.sum(tl.load(at, use, 0.0, volatile=True), 0)
         tl.store(ticket_ptr + tile, 0)
     return total, last

@@ -27,21 +27,24 @@ def add_rows(total, x_ptr, norm_ptr, row, weight, use, column, d, stride):
     return total + weight[:, None] * x.to(tl.float64)
 
 
-@jit(run_time=("n",))
+@jit(run_time=("n", "m"))
 def gather_kernel(x_ptr, norm_ptr, chosen_ptr, grad_values_ptr, grad_ptr, chooser_ptr, chooser_norm_ptr, start_ptr,
-                  places_ptr, n, k, d, stride, chooser_stride, CHOSEN: tl.constexpr, CHOOSERS: tl.constexpr,
+                  places_ptr, n, m, k, d, stride, chooser_stride, CHOSEN: tl.constexpr, CHOOSERS: tl.constexpr,
                   ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
-    """grad [n, d] <- dL/du. CHOSEN: of the rows that a row chose (in x); CHOOSERS: of the rows that chose it."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """grad [n, d] <- dL/du. CHOSEN: of the rows that a row chose (in x [m, d]; NaN where it names none of them); CHOOSERS:
+    of the rows that chose it."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < n
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], tl.float64)
     if CHOSEN:
         for r in range(0, k):
-            at = row.to(tl.int64) * k + r
+            at = row * k + r
             other = tl.load(chosen_ptr + at, inside, 0)
-            weight = tl.load(grad_values_ptr + at, inside, 0.0).to(tl.float64)
-            total = add_rows(total, x_ptr, norm_ptr, other, weight, inside, column, d, stride)
+            known = inside & (other >= 0) & (other < m)
+            weight = tl.load(grad_values_ptr + at, known, 0.0).to(tl.float64)
+            total = add_rows(total, x_ptr, norm_ptr, other, weight, known, column, d, stride)
+            total = tl.where((known == inside)[:, None], total, float("nan"))
     if CHOOSERS:
         begin = tl.load(start_ptr + row, inside, 0)
         count = tl.load(start_ptr + row + 1, inside, 0) - begin
@@ -50,7 +53,7 @@ def gather_kernel(x_ptr, norm_ptr, chosen_ptr, grad_values_ptr, grad_ptr, choose
             place = tl.load(places_ptr + begin + r, use, 0)
             weight = tl.load(grad_values_ptr + place, use, 0.0).to(tl.float64)
             total = add_rows(total, chooser_ptr, chooser_norm_ptr, place // k, weight, use, column, d, chooser_stride)
-    to = grad_ptr + row.to(tl.int64)[:, None] * d + column[None, :]
+    to = grad_ptr + row[:, None] * d + column[None, :]
     tl.store(to, total.to(grad_ptr.dtype.element_ty), inside[:, None] & (column < d)[None, :])
 
 
@@ -112,7 +115,7 @@ def gradient(
     rows = min(1024, (1 << 18) // columns) if INTERPRETED else max(1, 512 // columns)
     launch(
         gather_kernel, (cdiv(n, rows), cdiv(d, columns)), grad, chosen.data, chosen.inverse_norms, indices, grad_values,
-        grad, choosers.data, choosers.inverse_norms, start, places, n, k, d, chosen.data.stride(0),
+        grad, choosers.data, choosers.inverse_norms, start, places, n, len(chosen.data), k, d, chosen.data.stride(0),
         choosers.data.stride(0), CHOSEN=from_chosen, CHOOSERS=from_choosers, ROWS=rows, COLUMNS=columns,
     )  # fmt: skip
     launch(

@@ -23,6 +23,8 @@ FEW_PAIRS = 1 << 18  # so many are scored faster than filtered
 FEW_ROWS = 512  # of the corpus: several blocks at least
 LARGEST_K = 256
 LIST_BYTES = 32 << 20  # lists may grow to this
+MOST_COLUMNS = 1 << 22  # the rows of a tile of the sweep lie within 2^31 numbers of each other
+MOST_ROWS = (1 << 31) - (1 << 16)  # numbers of rows and positions are int32
 MOST_ENTRIES = 512 if INTERPRETED else 2048  # interpreted, small searches should run in waves too
 
 
@@ -30,6 +32,9 @@ def cosine_topk(search: Search) -> tuple[Tensor, Tensor]:
     k, exclude_self, hint = search.k, search.exclude_self, search.hint
     queries = contiguous_rows(search.queries)
     corpus = queries if search.corpus is None else contiguous_rows(search.corpus)
+    for name, x in (("queries", queries), ("corpus", corpus)):
+        if len(x) > MOST_ROWS:
+            raise ValueError(f"{name} must have at most {MOST_ROWS} rows, got {len(x)}")
     values = queries.new_empty((len(queries), k), dtype=compute_dtype(queries))
     indices = queries.new_empty(values.shape, dtype=torch.int64)
     rows = with_norms(queries)
@@ -62,7 +67,7 @@ def check_finite(name: str, rows: Rows) -> None:
 
 
 def is_filtered(queries: Tensor, corpus: Tensor, k: int) -> bool:
-    if queries.dtype == torch.float64 or k > LARGEST_K:
+    if queries.dtype == torch.float64 or k > LARGEST_K or queries.shape[1] > MOST_COLUMNS:
         return False
     return 4 * k <= len(corpus) and len(corpus) > FEW_ROWS and len(queries) * len(corpus) > FEW_PAIRS
 
