@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SMALLEST_EXPONENT = -690.0  # of a weight: exp(-690) = 2e-300 (csrc/loss/kernels.h)
+
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of results: float64 for float64, else float32."""
@@ -32,8 +34,18 @@ def shortest_with_gradient(dtype: torch.dtype) -> float:
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
-    """x ** exponent, and 0 with gradient 0 where x is 0: a node without weight."""
-    return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** exponent, 0.0)
+    """x ** -1/2 or x ** -1, and 0 with gradient 0 where x is 0: a node without weight.
+
+    By roots: the derivative -x^-3/2 / 2 by itself overflows below 1e-205, its product with the gradient need not.
+    """
+    root = 1 / torch.where(x > 0, x, 1.0).sqrt()
+    return torch.where(x > 0, root if exponent == -0.5 else root * root, 0.0)
+
+
+def gaussian(exponent: Tensor) -> Tensor:
+    """The weight exp(x) of an edge, x <= 0 float64, and 0, no edge, from x = -690 on: the inverse of a weight, and of a
+    sum of products with one, is to be a float64."""
+    return torch.where(exponent > SMALLEST_EXPONENT, exponent.exp(), 0.0)
 
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,135 @@
+"""Systems X = diag(W 1 + e) - W, W >= 0 symmetric and e >= 0, solved without a single subtraction.
+
+Weights of a graph span tens of powers of ten, and groups of documents hang on the labels by the smallest of them: a pivot
+taken as the diagonal less what was eliminated loses them. It is, instead, the sum of what is left in its column, e among
+it (Grassmann, Taksar, Heyman 1985). What remains is Cholesky, X = R^T R with R upper triangular, its entries right of the
+diagonal <= 0:
+
+    s_k = sum_j>k W_kj + e_k,   R_kk = s_k^1/2,   R_kj = -W_kj / s_k^1/2,   W_ij += R_ki R_kj,   e_i += W_ik e_k / s_k
+
+and each entry of R, and of a solution with a right side >= 0, has a relative error of a few n eps, however small it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 128  # rows of a step of factor(): the rest of its work is products
+ULPS = 4  # a difference of solutions below so many is their rounding, and counts as none
+
+Leaf = Callable[[Tensor, Tensor], Tensor]
+
+
+def factor(weights: Tensor, excess: Tensor, leaf: Leaf | None = None) -> Tensor:
+    """R [n, n] of W [n, n], of which the entries right of the diagonal are read, and e [n]; float64.
+
+    leaf(W, e) is the same for at most BLOCK rows (None: by torch operations).
+    """
+    leaf = leaf or factor_leaf
+    n = weights.shape[0]
+    if n <= BLOCK:
+        return leaf(weights, excess)
+    rest = torch.cat([weights, excess[:, None]], dim=1)  # the ground is one more column, never eliminated
+    for first in range(0, n, BLOCK):
+        end = min(first + BLOCK, n)
+        rows = rest[first:end, first:]
+        if first:
+            above = rest[:first, first:]
+            rows.addmm_(above[:, : end - first].mT, above)
+        # Of all that lies outside the block its rows need to know the sum only.
+        lower = leaf(rows[:, : end - first], rows[:, end - first :].sum(dim=1))
+        rows[:, end - first :] = torch.linalg.solve_triangular(lower.mT, -rows[:, end - first :], upper=False)
+        rows[:, : end - first] = lower
+    return rest[:, :n].triu_()
+
+
+def factor_leaf(weights: Tensor, excess: Tensor) -> Tensor:
+    """factor(), a row at a time."""
+    rest = torch.cat([weights, excess[:, None]], dim=1)
+    n = weights.shape[0]
+    for k in range(n):
+        root = rest[k, k + 1 :].sum().sqrt()
+        row = rest[k, k + 1 :] / -root
+        rest[k, k], rest[k, k + 1 :] = root, row
+        rest[k + 1 :, k + 1 :].addcmul_(row[: n - k - 1, None], row[None, :])
+    return rest[:, :n].triu()
+
+
+def solve(factored: Tensor, right: Tensor) -> Tensor:
+    """X^-1 B for B [n, C] >= 0."""
+    return torch.linalg.solve_triangular(
+        factored, torch.linalg.solve_triangular(factored.mT, right, upper=False), upper=True
+    )
+
+
+def solve_signed(factored: Tensor, right: Tensor) -> Tensor:
+    """X^-1 B for any B: of its positive and its negative part apart, so that each of the two solves only adds."""
+    both = solve(factored, torch.cat([right.clamp(min=0), (-right).clamp(min=0)], dim=1))
+    positive, negative = both.chunk(2, dim=1)
+    return positive - negative
+
+
+def differences(x: Tensor, rows: slice = slice(None)) -> Tensor:
+    """x_ic - x_jc [rows, n, C], and 0 where it is within the rounding of x.
+
+    Within a tight group it is that rounding, and what it is multiplied by, the adjoint, may be 1e70.
+    """
+    difference = x[rows, None] - x
+    size = x.detach().abs()
+    within = difference.detach().abs() <= ULPS * torch.finfo(x.dtype).eps * torch.maximum(size[rows, None], size)
+    return difference.masked_fill(within, 0.0)
+
+
+def edge_gradient(adjoint: Tensor, x: Tensor) -> Tensor:
+    """-(lam_i - lam_j) . (x_i - x_j) [n, n]: dL/dW, both entries of an edge together."""
+    n, classes = x.shape
+    some = max(1, (1 << 22) // max(1, n * classes))  # rows at a time: 32 MB
+    parts = [
+        -((adjoint[i : i + some, None] - adjoint) * differences(x, slice(i, i + some))).sum(dim=2)
+        for i in range(0, n, some)
+    ]
+    return torch.cat(parts) if parts else x.new_zeros(0, 0)
+
+
+class Eliminated(torch.autograd.Function):
+    """X^-1 B of W symmetric, e and B, with derivatives of every order and mode.
+
+    With lam = X^-1 dL/dx: dL/dB = lam, dL/de_i = -lam_i . x_i, dL/dW_ij = -(lam_i - lam_j) . (x_i - x_j) / 2. Plain
+    autograd through the elimination would form lam_i . x_j - lam_i . x_i, a difference of products of size lam.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weights: Tensor, excess: Tensor, right: Tensor) -> Tensor:
+        return solve_signed(factor(weights, excess), right)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2], output)
+        ctx.save_for_forward(*inputs[:2], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weights, excess, x = ctx.saved_tensors
+        adjoint = eliminated(weights, excess, grad)
+        return edge_gradient(adjoint, x) / 2, -(adjoint * x).sum(dim=1), adjoint
+
+    @staticmethod
+    def jvp(ctx: Any, to_weights: Tensor | None, to_excess: Tensor | None, to_right: Tensor | None) -> Tensor:
+        weights, excess, x = ctx.saved_tensors
+        right = torch.zeros_like(x) if to_right is None else to_right
+        if to_excess is not None:
+            right = right - to_excess[:, None] * x
+        if to_weights is not None:
+            right = right - (to_weights[:, :, None] * differences(x)).sum(dim=1)
+        return eliminated(weights, excess, right)
+
+
+def eliminated(weights: Tensor, excess: Tensor, right: Tensor) -> Tensor:
+    x: Tensor = Eliminated.apply(weights, excess, right)  # type: ignore[no-untyped-call]
+    return x
