@@ -16,7 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from . import _library
 
 BLOCK = 128  # rows of a step of factor(): the rest of its work is products
 ULPS = 4  # a difference of solutions below so many is their rounding, and counts as none
@@ -27,9 +29,9 @@ Leaf = Callable[[Tensor, Tensor], Tensor]
 def factor(weights: Tensor, excess: Tensor, leaf: Leaf | None = None) -> Tensor:
     """R [n, n] of W [n, n], of which the entries right of the diagonal are read, and e [n]; float64.
 
-    leaf(W, e) is the same for at most BLOCK rows (None: by torch operations).
+    leaf(W, e) is the same for at most BLOCK rows (None: the fastest that there is).
     """
-    leaf = leaf or factor_leaf
+    leaf = leaf or (leaf_in_core if _by_core(weights) else leaf_in_torch)
     n = weights.shape[0]
     if n <= BLOCK:
         return leaf(weights, excess)
@@ -47,8 +49,21 @@ def factor(weights: Tensor, excess: Tensor, leaf: Leaf | None = None) -> Tensor:
     return rest[:, :n].triu_()
 
 
-def factor_leaf(weights: Tensor, excess: Tensor) -> Tensor:
-    """factor(), a row at a time."""
+def _by_core(x: Tensor) -> bool:
+    return _library.core is not None and x.device.type == "cpu"
+
+
+def leaf_in_core(weights: Tensor, excess: Tensor) -> Tensor:
+    n = weights.shape[0]
+    rest = weights.new_zeros(n, n // 16 * 16 + 16)  # rows of whole vectors
+    rest[:, :n], rest[:, n] = weights, excess
+    _library.core.cpu.eliminate(n=n, stride=rest.shape[1], a=rest.data_ptr())
+    rest = rest[:, :n].triu_().neg_()
+    rest.diagonal().neg_()
+    return rest
+
+
+def leaf_in_torch(weights: Tensor, excess: Tensor) -> Tensor:
     rest = torch.cat([weights, excess[:, None]], dim=1)
     n = weights.shape[0]
     for k in range(n):
@@ -84,9 +99,18 @@ def differences(x: Tensor, rows: slice = slice(None)) -> Tensor:
     return difference.masked_fill(within, 0.0)
 
 
-def edge_gradient(adjoint: Tensor, x: Tensor) -> Tensor:
+def edge_gradient(adjoint: Tensor, x: Tensor, in_core: bool = True) -> Tensor:
     """-(lam_i - lam_j) . (x_i - x_j) [n, n]: dL/dW, both entries of an edge together."""
     n, classes = x.shape
+    if in_core and _by_core(x):
+        gradient = x.new_empty(n, n)
+        stride = -(-n // 64) * 64
+        columns, adjoint_columns = (nn.functional.pad(t.T, (0, stride - n)).contiguous() for t in (x, adjoint))
+        _library.core.cpu.edge_gradients(
+            n=n, classes=classes, stride=stride, x=columns.data_ptr(), adjoint=adjoint_columns.data_ptr(),
+            gradient=gradient.data_ptr(), threads=torch.get_num_threads(),
+        )  # fmt: skip
+        return gradient
     some = max(1, (1 << 22) // max(1, n * classes))  # rows at a time: 32 MB
     parts = [
         -((adjoint[i : i + some, None] - adjoint) * differences(x, slice(i, i + some))).sum(dim=2)
@@ -106,7 +130,7 @@ class Eliminated(torch.autograd.Function):
 
     @staticmethod
     def forward(weights: Tensor, excess: Tensor, right: Tensor) -> Tensor:
-        return solve_signed(factor(weights, excess), right)
+        return solve_signed(factor(weights, excess, leaf_in_torch), right)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -117,7 +141,7 @@ class Eliminated(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights, excess, x = ctx.saved_tensors
         adjoint = eliminated(weights, excess, grad)
-        return edge_gradient(adjoint, x) / 2, -(adjoint * x).sum(dim=1), adjoint
+        return edge_gradient(adjoint, x, False) / 2, -(adjoint * x).sum(dim=1), adjoint
 
     @staticmethod
     def jvp(ctx: Any, to_weights: Tensor | None, to_excess: Tensor | None, to_right: Tensor | None) -> Tensor:

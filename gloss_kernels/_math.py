@@ -70,15 +70,3 @@ def reachable_rows(m: Tensor, fixed: Tensor) -> Tensor:
             break
         reached = grown
     return reached
-
-
-def cholesky(system: Tensor) -> Tensor:
-    """Of a positive definite float64 matrix with unit diagonal; 1e-14 and more on it where rounding makes that fail."""
-    lower: Tensor
-    for jitter in (0.0, 1e-14, 1e-12, 1e-10):
-        lower, info = torch.linalg.cholesky_ex(
-            system + jitter * torch.eye(len(system), dtype=system.dtype, device=system.device)
-        )
-        if int(info) == 0:
-            return lower
-    raise RuntimeError("dense label propagation: the system is not positive definite; raise sigma")

@@ -114,9 +114,7 @@ def _g_loss(
     to_log = [[of_edge(i, j) if i != j else mpf(0) for j in every] for i in every]
     to_s = [mpmath.fsum(row) for row in to_log]  # of log s_i
     if alpha is not None:  # log s = -log d / 2
-        to_log = [
-            [to_log[i][j] - w[i][j] * (to_s[i] / d[i] + to_s[j] / d[j]) / 2 for j in every] for i in every
-        ]
+        to_log = [[to_log[i][j] - w[i][j] * (to_s[i] / d[i] + to_s[j] / d[j]) / 2 for j in every] for i in every]
     elif normalization == "published":  # log s_i = -log (W q)_i, log q = -log d / 2
         to_q = [-mpmath.fsum(to_s[i] * s[i] * w[i][j] * q[j] for i in every) for j in every]
         to_log = [

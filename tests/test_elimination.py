@@ -11,7 +11,6 @@ from conftest import AUTO_AND_KERNELS
 from torch import Tensor
 
 from gloss_kernels import GLoss, _backends, _elimination
-from gloss_kernels.corpus.harmonic import harmonic
 
 C = 3
 SIGMAS = [0.05, 0.07, 0.1, 0.15, 0.3, 1.0]
@@ -71,4 +70,6 @@ def test_the_loss_in_200_digits(spread: float, sigma: float, variant: str, backe
     torch.testing.assert_close(loss_fn.last.probabilities.cpu(), found.probabilities, rtol=0, atol=1e-8)
     torch.testing.assert_close(loss.item(), found.loss, rtol=0, atol=1e-8)
     torch.testing.assert_close(grad.cpu(), found.grad, rtol=0, atol=1e-6 * found.grad.abs().max().item())
-    torch.testing.assert_close(grad_sigma.item(), found.grad_sigma, rtol=1e-6, atol=1e-6 * found.grad.abs().max().item())
+    torch.testing.assert_close(
+        grad_sigma.item(), found.grad_sigma, rtol=1e-6, atol=1e-6 * found.grad.abs().max().item()
+    )

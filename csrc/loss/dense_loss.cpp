@@ -333,6 +333,29 @@ void dense_product(int64_t n, int64_t k, int64_t m, const float* a, const float*
   dense_product_kernel()(n, k, m, a, b, transposed, c, threads);
 }
 
+void eliminate(int64_t n, int64_t stride, double* a) { dense_kernels().eliminate(n, stride, a); }
+
+void edge_gradients(int64_t n, int64_t classes, int64_t stride, const double* x, const double* lam, double* gradient,
+                    int threads) {
+  constexpr int64_t kSquare = 64;
+  const DenseKernels& kernels = dense_kernels();
+  const int64_t squares = (n + kSquare - 1) / kSquare;
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1 && squares > 4)
+  for (int64_t down = 0; down < squares; ++down) {  // squares left of the diagonal, and what they mirror
+    std::vector<double> own_x(static_cast<size_t>(classes)), own_lam(static_cast<size_t>(classes));
+    double row[kSquare];
+    const int64_t bottom = std::min(n, (down + 1) * kSquare);
+    for (int64_t i = down * kSquare; i < bottom; ++i) {
+      for (int64_t c = 0; c < classes; ++c) own_x[c] = x[c * stride + i], own_lam[c] = lam[c * stride + i];
+      for (int64_t left = 0; left <= i; left += kSquare) {
+        kernels.edge_gradients(kSquare, classes, stride, own_x.data(), own_lam.data(), x + left, lam + left, row);
+        const int64_t end = std::min(left + kSquare, i + 1);
+        for (int64_t j = left; j < end; ++j) gradient[i * n + j] = gradient[j * n + i] = row[j - left];
+      }
+    }
+  }
+}
+
 // Labels index F and the class weights: what is no class would be written anywhere.
 template <class T>
 void check_labels(const DenseProblem<T>& p) {
