@@ -166,7 +166,7 @@ void dense_product(int64_t n, int64_t k, int64_t m, const float* a, const float*
 void eliminate(int64_t n, int64_t stride, double* a);
 
 // gradient [n, n] = -(lam_i - lam_j) . (x_i - x_j), dL/dW of both entries of an edge together, where differences of x
-// within its rounding count as 0; x and lam as columns [classes, stride], stride >= n a multiple of 64, padded with zeros.
+// within its rounding count as 0; x and lam as columns [classes, stride], stride at least n rounded up to 64, padded with zeros.
 void edge_gradients(int64_t n, int64_t classes, int64_t stride, const double* x, const double* lam, double* gradient,
                     int threads);
 

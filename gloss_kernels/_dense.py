@@ -44,7 +44,7 @@ def batch_loss(
 
 
 def adjacency(embeddings: Tensor, sigma: float | Tensor) -> Tensor:
-    """exp((c_ij - 1) / sigma^2) with a zero diagonal, float64 [n, n]; sigma a number, 0-dim or [n] (sigma_i sigma_j)."""
+    """exp((c_ij - 1) / sigma^2) with a zero diagonal, float64 [n, n]; sigma a number, 0-dim or one a row."""
     u = unit_rows(embeddings)
     distance = (product(u, u.T).double() - 1).clamp(max=0)  # rounding may give duplicates a cosine above 1
     if isinstance(sigma, Tensor):

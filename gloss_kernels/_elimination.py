@@ -1,9 +1,9 @@
 """Systems X = diag(W 1 + e) - W, W >= 0 symmetric and e >= 0, solved without a single subtraction.
 
-Weights of a graph span tens of powers of ten, and groups of documents hang on the labels by the smallest of them: a pivot
-taken as the diagonal less what was eliminated loses them. It is, instead, the sum of what is left in its column, e among
-it (Grassmann, Taksar, Heyman 1985). What remains is Cholesky, X = R^T R with R upper triangular, its entries right of the
-diagonal <= 0:
+Weights of a graph span tens of powers of ten, and groups of documents hang on the labels by the smallest of them. A
+pivot taken as the diagonal less what was eliminated loses these. It is, instead, the sum of what is left in its column,
+e among it (Grassmann, Taksar, Heyman 1985). What remains is Cholesky, X = R^T R with R upper triangular, its entries
+right of the diagonal <= 0:
 
     s_k = sum_j>k W_kj + e_k,   R_kk = s_k^1/2,   R_kj = -W_kj / s_k^1/2,   W_ij += R_ki R_kj,   e_i += W_ik e_k / s_k
 
@@ -104,7 +104,7 @@ def edge_gradient(adjoint: Tensor, x: Tensor, in_core: bool = True) -> Tensor:
     n, classes = x.shape
     if in_core and _by_core(x):
         gradient = x.new_empty(n, n)
-        stride = -(-n // 64) * 64
+        stride = -(-n // 64) * 64 + 16  # not a power of two: the columns of a row would share a set of the cache
         columns, adjoint_columns = (nn.functional.pad(t.T, (0, stride - n)).contiguous() for t in (x, adjoint))
         _library.core.cpu.edge_gradients(
             n=n, classes=classes, stride=stride, x=columns.data_ptr(), adjoint=adjoint_columns.data_ptr(),

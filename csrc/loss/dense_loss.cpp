@@ -203,7 +203,7 @@ class DenseLoss {
     }
     // Both signs apart, so that a solve only adds; "nll" has the one only.
     k_.solve(count, factor_.stride, factor_.row(0), mixed ? 2 * width_ : width_, right_.stride, right_.row(0));
-    const int64_t stride = grad_.stride;
+    const int64_t stride = grad_.stride + kRow;  // not a power of two: all columns would share a set of the cache
     Vector f_columns(size_t(classes_ * stride), 0.0), lam_columns(spreading_ ? 0 : size_t(classes_ * stride), 0.0);
     std::vector<double> lam(size_t(count * classes_));
     for (int64_t i = 0; i < n_; ++i)
@@ -222,8 +222,8 @@ class DenseLoss {
       double* row = grad_.row(i);
       const double* own = lam.data() + a * classes_;
       if (!spreading_)
-        return k_.edge_gradients(stride, classes_, stride, f_.row(i), own, f_columns.data(), lam_columns.data(), row);
-      for (int64_t c = 0; c < classes_; ++c) k_.axpy(stride, own[c], f_columns.data() + c * stride, row);
+        return k_.edge_gradients(grad_.stride, classes_, stride, f_.row(i), own, f_columns.data(), lam_columns.data(), row);
+      for (int64_t c = 0; c < classes_; ++c) k_.axpy(n_, own[c], f_columns.data() + c * stride, row);
     });
     join_triangles();
   }
@@ -342,16 +342,22 @@ void edge_gradients(int64_t n, int64_t classes, int64_t stride, const double* x,
   const int64_t squares = (n + kSquare - 1) / kSquare;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1 && squares > 4)
   for (int64_t down = 0; down < squares; ++down) {  // squares left of the diagonal, and what they mirror
-    std::vector<double> own_x(static_cast<size_t>(classes)), own_lam(static_cast<size_t>(classes));
-    double row[kSquare];
-    const int64_t bottom = std::min(n, (down + 1) * kSquare);
-    for (int64_t i = down * kSquare; i < bottom; ++i) {
-      for (int64_t c = 0; c < classes; ++c) own_x[c] = x[c * stride + i], own_lam[c] = lam[c * stride + i];
-      for (int64_t left = 0; left <= i; left += kSquare) {
-        kernels.edge_gradients(kSquare, classes, stride, own_x.data(), own_lam.data(), x + left, lam + left, row);
-        const int64_t end = std::min(left + kSquare, i + 1);
-        for (int64_t j = left; j < end; ++j) gradient[i * n + j] = gradient[j * n + i] = row[j - left];
+    std::vector<double> own(size_t(2 * classes));
+    double square[kSquare][kSquare], mirrored[kSquare][kSquare];
+    const int64_t top = down * kSquare, rows = std::min(n - top, kSquare);
+    for (int64_t left = 0; left <= top; left += kSquare) {
+      const int64_t columns = std::min(n - left, kSquare);
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t c = 0; c < classes; ++c) {
+          own[c] = x[c * stride + top + i];
+          own[classes + c] = lam[c * stride + top + i];
+        }
+        kernels.edge_gradients(kSquare, classes, stride, own.data(), own.data() + classes, x + left, lam + left,
+                               square[i]);
+        for (int64_t j = 0; j < kSquare; ++j) mirrored[j][i] = square[i][j];
+        std::copy_n(square[i], columns, gradient + (top + i) * n + left);
       }
+      for (int64_t j = 0; j < columns; ++j) std::copy_n(mirrored[j], rows, gradient + (left + j) * n + top);
     }
   }
 }

@@ -124,20 +124,18 @@ void solve(int64_t n, int64_t stride, const double* r, int64_t width, int64_t x_
 
 void edge_gradients(int64_t count, int64_t classes, int64_t stride, const double* f, const double* lam,
                     const double* fs, const double* lams, double* out) {
-  constexpr int64_t kTogether = 64;
-  for (int64_t first = 0; first < count; first += kTogether) {
-    const int64_t some = count - first < kTogether ? count - first : kTogether;
-    double* to = out + first;
-    for (int64_t j = 0; j < some; ++j) to[j] = 0;
+  for (int64_t first = 0; first < count; first += kRow) {
+    double sums[kRow] = {};  // registers: every loop over kRow is unrolled into vectors
     for (int64_t c = 0; c < classes; ++c) {
-      const double mine = f[c], own = lam[c], *others = fs + c * stride + first, *theirs = lams + c * stride + first;
-      for (int64_t j = 0; j < some; ++j) {
-        const double difference = mine - others[j], size = difference < 0 ? -difference : difference;
-        const double larger = mine > others[j] ? mine : others[j];
-        const double product = (theirs[j] - own) * difference;
-        to[j] += size > kRounding * larger ? product : 0.0;
+      const double mine = f[c], own = lam[c];
+      const double *__restrict__ others = fs + c * stride + first, *__restrict__ theirs = lams + c * stride + first;
+      for (int64_t l = 0; l < kRow; ++l) {
+        const double difference = mine - others[l], larger = mine > others[l] ? mine : others[l];
+        const double product = (theirs[l] - own) * difference;
+        sums[l] += std::fabs(difference) > kRounding * larger ? product : 0.0;
       }
     }
+    for (int64_t l = 0; l < kRow; ++l) out[first + l] = sums[l];
   }
 }
 
