@@ -26,18 +26,18 @@ ULPS = 4  # a difference of solutions below so many is their rounding, and count
 Leaf = Callable[[Tensor, Tensor], Tensor]
 
 
-def factor(weights: Tensor, excess: Tensor, leaf: Leaf | None = None) -> Tensor:
+def factor(weights: Tensor, excess: Tensor, leaf: Leaf | None = None, block: int | None = None) -> Tensor:
     """R [n, n] of W [n, n], of which the entries right of the diagonal are read, and e [n]; float64.
 
-    leaf(W, e) is the same for at most BLOCK rows (None: the fastest that there is).
+    leaf(W, e) is the same for at most `block` rows, W with row stride (None: the fastest that there is, and BLOCK).
     """
     leaf = leaf or (leaf_in_core if _by_core(weights) else leaf_in_torch)
-    n = weights.shape[0]
-    if n <= BLOCK:
+    n, block = weights.shape[0], block or BLOCK
+    if n <= block:
         return leaf(weights, excess)
     rest = torch.cat([weights, excess[:, None]], dim=1)  # the ground is one more column, never eliminated
-    for first in range(0, n, BLOCK):
-        end = min(first + BLOCK, n)
+    for first in range(0, n, block):
+        end = min(first + block, n)
         rows = rest[first:end, first:]
         if first:
             above = rest[:first, first:]
