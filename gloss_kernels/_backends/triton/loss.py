@@ -334,10 +334,10 @@ def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
     boundary = torch.zeros((n, num_classes + 1), **double).scatter_(1, places, 1.0)[:, 1:]
     if alpha is not None:  # (D - alpha W) G = (1 - alpha) D^1/2 Y, F = D^1/2 G
         root = torch.where(degree > 0, degree, 1 / (1 - alpha)).sqrt()  # a labelled document by itself: F = Y
-        mine, excess = alpha**0.5 * solved, (1 - alpha) * root * root
+        mine, excess = alpha**0.5 * solved.double(), (1 - alpha) * root * root
         right = (1 - alpha) * root[:, None] * boundary
     else:
-        root, mine = torch.ones_like(degree), scale * solved
+        root, mine = torch.ones_like(degree), scale * solved.double()
         right = weights @ (scale[:, None] * boundary) * mine[:, None]
         excess = right.sum(dim=1)
     factored = factor(weights * mine[:, None] * mine, torch.where(solved, excess, 1.0), leaf, BLOCK)
