@@ -125,7 +125,8 @@ def test_the_solution_of_a_batch_beside_a_corpus(sigma: float) -> None:
         ]
         to_b = [[b[i][c] * (lam[i][c] - high_precision.dot(lam[i], true_f[i])) for c in range(C)] for i in every]
     assert reachable.all()
-    true_f, to_a, to_b = (torch.tensor([[float(v) for v in row] for row in t]).double() for t in (true_f, to_a, to_b))
+    f64 = {"dtype": torch.float64}
+    true_f, to_a, to_b = (torch.tensor([[float(v) for v in row] for row in t], **f64) for t in (true_f, to_a, to_b))
     torch.testing.assert_close(f.detach(), true_f, rtol=0, atol=1e-12)
     near = 1e-9 * to_b.abs().max().item()
     torch.testing.assert_close(got[0], to_a, rtol=0, atol=near)
