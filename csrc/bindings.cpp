@@ -176,6 +176,17 @@ void dense_product(int64_t n, int64_t k, int64_t m, Address a, Address b, bool t
   cpu::dense_product(n, k, m, at<float>(a), at<float>(b), transposed, at<float>(c), threads);
 }
 
+void eliminate(int64_t n, int64_t stride, Address a) {
+  py::gil_scoped_release no_gil;
+  cpu::eliminate(n, stride, at<double>(a));
+}
+
+void edge_gradients(int64_t n, int64_t classes, int64_t stride, Address x, Address adjoint, Address gradient,
+                    int threads) {
+  py::gil_scoped_release no_gil;
+  cpu::edge_gradients(n, classes, stride, at<double>(x), at<double>(adjoint), at<double>(gradient), threads);
+}
+
 void dense_loss(int64_t n, int64_t num_classes, bool is_double, Address cosines, Address inverse_sigma, Address labels,
                 Address targets, Address scored, Address class_weight, double alpha, const std::string& normalization,
                 const std::string& target, double smoothing, Address loss, Address result, Address reachable,
@@ -224,6 +235,9 @@ void bind_cpu(py::module_ m) {
         arg("inverse_norms"), arg("grad_unit"), arg("grad"), arg("threads"));
   m.def("dense_product", &dense_product, arg("n"), arg("k"), arg("m"), arg("a"), arg("b"), arg("transposed"), arg("c"),
         arg("threads"));
+  m.def("eliminate", &eliminate, arg("n"), arg("stride"), arg("a"));
+  m.def("edge_gradients", &edge_gradients, arg("n"), arg("classes"), arg("stride"), arg("x"), arg("adjoint"),
+        arg("gradient"), arg("threads"));
   m.def("dense_loss", &dense_loss, arg("n"), arg("num_classes"), arg("is_double"), arg("cosines"),
         arg("inverse_sigma"), arg("labels"), arg("targets"), arg("scored"), arg("class_weight"),
         arg("alpha"), arg("normalization"), arg("target"), arg("smoothing"), arg("loss"), arg("result"),

@@ -164,6 +164,15 @@ int64_t propagate_backward(Csr graph, const double* values, int64_t num_classes,
 void dense_product(int64_t n, int64_t k, int64_t m, const float* a, const float* b, bool transposed, float* c,
                    int threads);
 
+// The factor R of X = diag(W 1 + e) - W = R^T R in place, without a subtraction (loss/kernels.h, DenseKernels::eliminate):
+// a [n, stride], stride > n a multiple of 16, holds W right of the diagonal, e in column n and zeros after it.
+void eliminate(int64_t n, int64_t stride, double* a);
+
+// gradient [n, n] = -(lam_i - lam_j) . (x_i - x_j), dL/dW of both entries of an edge together, where differences of x
+// within its rounding count as 0; x and lam as columns [classes, stride], stride at least n rounded up to 64, padded with zeros.
+void edge_gradients(int64_t n, int64_t classes, int64_t stride, const double* x, const double* lam, double* gradient,
+                    int threads);
+
 // unit = x / |x| by rows, inverse_norms[i] = 1 / |x_i|; a zero row has 0. Throws on NaN and Inf, naming the row.
 template <class T>
 void dense_unit_rows(int64_t n, int64_t cols, const T* x, T* unit, double* inverse_norms, int threads);

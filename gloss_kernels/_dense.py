@@ -1,8 +1,8 @@
 """The dense mini-batch path: G-Loss on an n x n graph, where every document neighbours every other.
 
 Up to Backend.dense_rows documents it is one operator that takes the gradient along in its forward pass. Above it is
-plain torch except for the solve: a Cholesky factorisation of the hidden block with an implicit gradient (one more solve
-with the same factor).
+plain torch except for the solve: an elimination of the hidden block (_elimination.py) with an implicit gradient (one
+more solve with the same factor). Weights are float64 whatever the embeddings are: small sigma take them below float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _ops, reference
 from ._backends.protocol import Batch
-from ._math import drop_vanishing, one_hot, unit_rows
+from ._math import gaussian, one_hot, unit_rows
 from ._options import LossOptions, PropagateOptions
 from ._product import product
 from .propagate import Propagation
@@ -44,25 +44,31 @@ def batch_loss(
 
 
 def adjacency(embeddings: Tensor, sigma: float | Tensor) -> Tensor:
-    """exp((c_ij - 1) / sigma^2) with a zero diagonal, [n, n]; sigma a number, 0-dim or [n] (then sigma_i sigma_j)."""
+    """exp((c_ij - 1) / sigma^2) with a zero diagonal, float64 [n, n]; sigma a number, 0-dim or one a row."""
     u = unit_rows(embeddings)
-    distance = (product(u, u.T) - 1).clamp(max=0)  # rounding may give duplicates a cosine above 1
+    distance = (product(u, u.T).double() - 1).clamp(max=0)  # rounding may give duplicates a cosine above 1
     if isinstance(sigma, Tensor):
-        sigma = sigma.to(u)
-        weights = torch.exp(distance / (sigma**2 if sigma.ndim == 0 else sigma[:, None] * sigma[None, :]))
+        sigma = sigma.to(distance)
+        exponent = distance / (sigma**2 if sigma.ndim == 0 else sigma[:, None] * sigma[None, :])
     else:
-        weights = torch.exp(distance * (1 / sigma**2))
-    return weights.masked_fill(torch.eye(u.shape[0], dtype=torch.bool, device=u.device), 0.0)
+        exponent = distance * (1 / sigma**2)
+    return gaussian(exponent).masked_fill(torch.eye(u.shape[0], dtype=torch.bool, device=u.device), 0.0)
 
 
-def propagate(adjacency: Tensor, labels: Tensor, num_classes: int, options: PropagateOptions) -> Propagation:
-    """As propagate_labels, for a dense symmetric graph [n, n]."""
+def propagate(
+    adjacency: Tensor, labels: Tensor, num_classes: int, options: PropagateOptions, dtype: torch.dtype
+) -> Propagation:
+    """As propagate_labels, for a dense symmetric graph [n, n] in float64; probabilities of dtype."""
     labeled, alpha = (labels >= 0) & (labels < num_classes), options.alpha
     boundary = one_hot(labels, num_classes, adjacency.dtype)
-    m = reference.normalize(drop_vanishing(adjacency), options.applied_normalization)
-    f, _, reachable, row_sum_error = _ops.loss.dense_propagate(m, labeled, boundary, -1.0 if alpha is None else alpha)
-    f = f.to(adjacency.dtype)
-    if alpha is not None:
+    m = reference.normalize(adjacency, options.applied_normalization)
+    if alpha is None:
+        f, _, reachable, row_sum_error = _ops.loss.dense_propagate(m, labeled, boundary, -1.0, None)
+    else:
+        degree = adjacency.detach().sum(dim=1)
+        root = torch.where(degree > 0, degree, 1 / (1 - alpha)).sqrt()  # a labelled document by itself: F = Y
+        f, _, reachable, row_sum_error = _ops.loss.dense_propagate(m, labeled, boundary, alpha, root)
         total = f.sum(dim=1, keepdim=True)
         f = torch.where(total > 0, f / torch.where(total > 0, total, 1.0), 1 / num_classes)
+    f = f.to(dtype)
     return Propagation(f, torch.zeros_like(row_sum_error, dtype=torch.int64), row_sum_error, reachable)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SMALLEST_EXPONENT = -690.0  # of a weight: exp(-690) = 2e-300 (csrc/loss/kernels.h)
+
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of results: float64 for float64, else float32."""
@@ -32,8 +34,18 @@ def shortest_with_gradient(dtype: torch.dtype) -> float:
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
-    """x ** exponent, and 0 with gradient 0 where x is 0: a node without weight."""
-    return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** exponent, 0.0)
+    """x ** -1/2 or x ** -1, and 0 with gradient 0 where x is 0: a node without weight.
+
+    By roots: the derivative -x^-3/2 / 2 by itself overflows below 1e-205, its product with the gradient need not.
+    """
+    root = 1 / torch.where(x > 0, x, 1.0).sqrt()
+    return torch.where(x > 0, root if exponent == -0.5 else root * root, 0.0)
+
+
+def gaussian(exponent: Tensor) -> Tensor:
+    """The weight exp(x) of an edge, x <= 0 float64, and 0, no edge, from x = -690 on: the inverse of a weight, and of a
+    sum of products with one, is to be a float64."""
+    return torch.where(exponent > SMALLEST_EXPONENT, exponent.exp(), 0.0)
 
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
@@ -58,15 +70,3 @@ def reachable_rows(m: Tensor, fixed: Tensor) -> Tensor:
             break
         reached = grown
     return reached
-
-
-def cholesky(system: Tensor) -> Tensor:
-    """Of a positive definite float64 matrix with unit diagonal; 1e-14 and more on it where rounding makes that fail."""
-    lower: Tensor
-    for jitter in (0.0, 1e-14, 1e-12, 1e-10):
-        lower, info = torch.linalg.cholesky_ex(
-            system + jitter * torch.eye(len(system), dtype=system.dtype, device=system.device)
-        )
-        if int(info) == 0:
-            return lower
-    raise RuntimeError("dense label propagation: the system is not positive definite; raise sigma")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import _backends, _checks, _dense, _ops, reference
 from ._labels import WRONG, known_labels, mark_wrong, may_be_wrong
+from ._math import compute_dtype
 from ._options import LossOptions, PropagateOptions
 from .graph import SMALLEST_SIGMA, check_sigma, gaussian_weights, neighbors_of
 from .propagate import Propagation, solve
@@ -279,7 +280,8 @@ def _g_loss(
         else:
             if is_dense:
                 graph = _dense.adjacency(embeddings, sigma)
-                propagation = _dense.propagate(graph, visible, options.num_classes, options.propagate)
+                dtype = compute_dtype(embeddings)
+                propagation = _dense.propagate(graph, visible, options.num_classes, options.propagate, dtype)
             else:
                 propagation = _sparse(embeddings, visible, sigma, options, backend)
             loss = reference.loss_on_hidden(propagation.probabilities, labels, scored, options.target, class_weight)

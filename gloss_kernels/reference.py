@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._math import power, shortest_with_gradient
+from ._elimination import eliminated
+from ._math import gaussian, power, shortest_with_gradient
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def cosine_topk(queries: Tensor, corpus: Tensor | None, k: int, exclude_self: bo
 
 def gaussian_weights(cosines: Tensor, sigma: Tensor | float) -> Tensor:
     """exp(-|u_i - u_j|^2 / (2 sigma^2)) = exp((c_ij - 1) / sigma^2) for unit rows (paper, eq. 1)."""
-    return torch.exp((cosines.double() - 1) / torch.as_tensor(sigma, dtype=torch.float64, device=cosines.device) ** 2)
+    return gaussian((cosines.double() - 1) / torch.as_tensor(sigma, dtype=torch.float64, device=cosines.device) ** 2)
 
 
 class Symmetrization(NamedTuple):
@@ -115,19 +116,31 @@ def solve(
     Spreading: (1 - alpha) (I - alpha M)^-1 Y, which rows that reach no label leave 0.
     """
     reachable = reachable_rows(m.detach(), labeled)
+    m = m.masked_fill(torch.eye(len(m), dtype=torch.bool, device=m.device), 0.0)
     if alpha is not None:
         identity = torch.eye(len(m), dtype=m.dtype, device=m.device)
         return (1 - alpha) * torch.linalg.solve(identity - alpha * m, y), reachable
     f = prior.expand(len(m), y.shape[1]).clone()
-    d = m.sum(dim=1)
     hidden = reachable & ~labeled
-    right = m[hidden][:, labeled] @ y[labeled] + prior_strength * d[hidden, None] * prior
-    # a unit diagonal: weights may differ by many powers of ten
-    scale = (d[hidden, None] * (1 + prior_strength)).rsqrt()
-    system = torch.eye(len(scale), dtype=m.dtype, device=m.device) - scale * m[hidden][:, hidden] * scale.T
-    f[hidden] = scale * torch.linalg.solve(system, scale * right)
+    among, to_labels = m[hidden][:, hidden], m[hidden][:, labeled]
+    right, excess = to_labels @ y[labeled], to_labels.sum(dim=1)
+    if prior_strength:
+        pull = prior_strength * (among.sum(dim=1) + excess)
+        right, excess = right + pull[:, None] * prior, excess + pull
+    f[hidden] = eliminated(among, excess, right)
     f[labeled] = y[labeled]
     return f, reachable
+
+
+def spread(a: Tensor, labeled: Tensor, y: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """(1 - alpha) (I - alpha M)^-1 Y of M = D^-1/2 A D^-1/2, by G = D^-1/2 F: (D - alpha A) G = (1 - alpha) D^1/2 Y."""
+    reachable = reachable_rows(a.detach(), labeled)
+    d = a.sum(dim=1)[reachable]
+    alone = d == 0  # a labelled document
+    root = torch.where(alone, 1.0, torch.where(alone, 1.0, d).sqrt())[:, None]
+    excess = torch.where(alone, 1.0, (1 - alpha) * d)
+    g = eliminated(alpha * a[reachable][:, reachable], excess, (1 - alpha) * root * y[reachable])
+    return torch.zeros_like(y).index_put((reachable,), root * g), reachable
 
 
 def propagate_labels(
@@ -148,10 +161,10 @@ def propagate_labels(
     labeled = labels >= 0
     y = torch.nn.functional.one_hot(labels.clamp(min=0), num_classes).double() * labeled[:, None]
     prior = a.new_full((num_classes,), 1 / num_classes) if prior is None else prior.double()
-    m = normalize(a, normalization if alpha is None else "symmetric")
-    f, reachable = solve(m, labeled, y, prior, alpha, prior_strength)
-    if alpha is not None:
-        f = torch.where(reachable[:, None], f / torch.where(reachable[:, None], f.sum(dim=1, keepdim=True), 1.0), prior)
+    if alpha is None:
+        return solve(normalize(a, normalization), labeled, y, prior, None, prior_strength)
+    f, reachable = spread(a, labeled, y, alpha)
+    f = torch.where(reachable[:, None], f / torch.where(reachable[:, None], f.sum(dim=1, keepdim=True), 1.0), prior)
     return f, reachable
 
 

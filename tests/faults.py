@@ -16,6 +16,7 @@ class Fault(NamedTuple):
     only: str = ""  # pytest -k
 
 
+DIGITS = "test_elimination.py::test_the_loss_in_200_digits"
 TOPK, GRAPH, PROPAGATE, LOSS = "test_topk.py::", "test_graph.py::", "test_propagate.py::", "test_loss.py::"
 MEMORY = "test_operator_memory.py::"
 GRAPH_GRADIENT = GRAPH + "test_gradient_to_embeddings_and_sigma"
@@ -63,8 +64,8 @@ PYTHON = [
     ),
     Fault(
         "python: wrong sign in the harmonic gradient",
-        "return lam @ f.T - t, lam - t",
-        "return lam @ f.T + t, lam - t",
+        "return edge_gradient(lam, f) / 2, lam",
+        "return edge_gradient(lam, f) / -2, lam",
         "test_corpus.py::test_gradcheck",
     ),
     Fault(
@@ -78,6 +79,27 @@ PYTHON = [
         'validation["macro_f1"] > self.progress.best["macro_f1"]',
         'validation["macro_f1"] >= self.progress.best["macro_f1"]',
         "test_finetune.py::test_a_plateau_ends_with_patience",
+    ),
+    Fault(
+        "python: a pivot as a difference",
+        "root = rest[k, k + 1 :].sum().sqrt()",
+        "root = (rest[k, k + 1 :].sum() + 1 - 1).sqrt()",
+        DIGITS,
+        "reference",
+    ),
+    Fault(
+        "python: a block forgets the weights to what lies outside it",
+        "leaf(rows[:, : end - first], rows[:, end - first :].sum(dim=1))",
+        "leaf(rows[:, : end - first], rows[:, -1])",
+        DIGITS,
+        "torch and auto",
+    ),
+    Fault(
+        "python: rounding counts as a difference of solutions",
+        "return difference.masked_fill(within, 0.0)",
+        "return difference",
+        DIGITS,
+        "reference",
     ),
 ]
 
@@ -132,8 +154,8 @@ TRITON = [
     ),
     Fault(
         "triton: one document's sigma for both",
-        "w = tl.exp(tl.where(distance > 0, 0.0, distance) * (own[:, None] * other[None, :]))",
-        "w = tl.exp(tl.where(distance > 0, 0.0, distance) * (own[:, None] * own[:, None]))",
+        "exponent = tl.where(distance > 0, 0.0, distance) * (own[:, None] * other[None, :])",
+        "exponent = tl.where(distance > 0, 0.0, distance) * (own[:, None] * own[:, None])",
         LOSS + "test_gradcheck " + LOSS + "test_heuristics_in_the_loss",
         "triton",
     ),
@@ -149,6 +171,20 @@ TRITON = [
         "partials_ptr + program.to(tl.int64) * classes + column",
         "partials_ptr + program * classes + column",
         "test_large_offsets.py::test_triton_kernels_form_wide_offsets",
+    ),
+    Fault(
+        "triton: a pivot as a difference",
+        "root = tl.sqrt(tl.sum(row, 0) + own)",
+        "root = tl.sqrt(tl.sum(row, 0) + own + 1 - 1)",
+        DIGITS,
+        "triton",
+    ),
+    Fault(
+        "triton: rounding counts as a difference of solutions",
+        "counts = tl.abs(difference) > ROUNDING * tl.maximum(f_i[:, None], f_j[None, :])",
+        "counts = difference == difference",
+        DIGITS,
+        "triton",
     ),
 ]
 
@@ -305,6 +341,20 @@ CPU = [
         "signs |= outside(forward[e], -2, num_weights - 1)",
         MEMORY + "test_places_of_weights_are_checked",
     ),
+    Fault(
+        "cpu: a pivot as a difference",
+        "const double root = std::sqrt(pivot), inverse = 1 / root;",
+        "const double root = std::sqrt((pivot + 1.0) - 1.0), inverse = 1 / root;",
+        DIGITS,
+        "auto",
+    ),
+    Fault(
+        "cpu: rounding counts as a difference of solutions",
+        "sums[l] += std::fabs(difference) > kRounding * larger ? product : 0.0;",
+        "sums[l] += product;",
+        DIGITS,
+        "auto",
+    ),
 ]
 
 CUDA = [
@@ -411,6 +461,19 @@ CUDA = [
         "if (own < 0 || own >= num_weights) return;",
         "if (own < 0) return;",
         MEMORY + "test_no_gradient_is_written_outside",
+    ),
+    Fault(
+        "cuda: a pivot as a difference",
+        "const double root = sqrt(warp_sum(pivot));",
+        "const double root = sqrt((warp_sum(pivot) + 1.0) - 1.0);",
+        DIGITS,
+        "cuda",
+    ),
+    Fault(
+        "cuda: rounding counts as a difference of solutions",
+        "else if (fabs(difference) > kRounding * fmax(f_i[c], f_j[c])) sum",
+        "else sum",
+        DIGITS,
         "cuda",
     ),
 ]

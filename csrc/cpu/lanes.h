@@ -41,6 +41,8 @@ inline Lanes mul(Lanes x, double s) {
   const __m512d v = _mm512_set1_pd(s);
   return {_mm512_mul_pd(x.a, v), _mm512_mul_pd(x.b, v)};
 }
+inline Lanes broadcast(double x) { return {_mm512_set1_pd(x), _mm512_set1_pd(x)}; }
+inline Lanes add(Lanes x, Lanes y) { return {_mm512_add_pd(x.a, y.a), _mm512_add_pd(x.b, y.b)}; }
 inline Lanes sub(Lanes x, Lanes y) { return {_mm512_sub_pd(x.a, y.a), _mm512_sub_pd(x.b, y.b)}; }
 inline Lanes mac(Lanes x, Lanes y, Lanes sum) {
   return {_mm512_fmadd_pd(x.a, y.a, sum.a), _mm512_fmadd_pd(x.b, y.b, sum.b)};
@@ -78,6 +80,8 @@ inline Lanes load_bfloat(const uint16_t* x) {
       _mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i*)(x + 4 * l))), 16))));
 }
 inline Lanes mul(Lanes x, double s) { GLOSS_EACH(_mm256_mul_pd(x.v[l], _mm256_set1_pd(s))); }
+inline Lanes broadcast(double x) { GLOSS_EACH(_mm256_set1_pd(x)); }
+inline Lanes add(Lanes x, Lanes y) { GLOSS_EACH(_mm256_add_pd(x.v[l], y.v[l])); }
 inline Lanes sub(Lanes x, Lanes y) { GLOSS_EACH(_mm256_sub_pd(x.v[l], y.v[l])); }
 inline Lanes mac(Lanes x, Lanes y, Lanes sum) { GLOSS_EACH(_mm256_fmadd_pd(x.v[l], y.v[l], sum.v[l])); }
 #undef GLOSS_EACH
@@ -131,6 +135,8 @@ inline Lanes load_float(const float* x) { GLOSS_EACH(x[l]); }
 inline Lanes load_half(const uint16_t* x) { GLOSS_EACH(half_to_float(x[l])); }
 inline Lanes load_bfloat(const uint16_t* x) { GLOSS_EACH(bfloat_to_float(x[l])); }
 inline Lanes mul(Lanes x, double s) { GLOSS_EACH(x.v[l] * s); }
+inline Lanes broadcast(double x) { GLOSS_EACH(x); }
+inline Lanes add(Lanes x, Lanes y) { GLOSS_EACH(x.v[l] + y.v[l]); }
 inline Lanes sub(Lanes x, Lanes y) { GLOSS_EACH(x.v[l] - y.v[l]); }
 inline Lanes mac(Lanes x, Lanes y, Lanes sum) { GLOSS_EACH(fused(x.v[l], y.v[l], sum.v[l])); }
 #undef GLOSS_EACH

@@ -1,6 +1,6 @@
 // G-Loss of a mini-batch on the dense graph, forward and gradient in one go (gloss.h: cpu::dense_loss). All of it is in
-// double: n^2 numbers are few, and tight clusters that hang together by small weights make systems that float takes for
-// singular. Formulas: gloss_kernels/reference.py.
+// double: n^2 numbers are few, and the weights between tight clusters are beyond float. Formulas:
+// gloss_kernels/reference.py; the solve without subtractions: gloss_kernels/_elimination.py.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -49,8 +49,9 @@ class DenseLoss {
  public:
   DenseLoss(const DenseProblem<T>& problem, const DenseOptions& options)
       : p_(problem), o_(options), k_(dense_kernels()), n_(problem.n), classes_(problem.num_classes),
-        spreading_(!std::isnan(options.alpha)), weights_(0, n_, n_), grad_(1, n_, n_), factor_(2, n_, n_),
-        f_(3, n_, classes_), right_(4, n_, classes_), degree_(zeros(n_)), inner_(zeros(n_)), scale_(zeros(n_)) {}
+        spreading_(!std::isnan(options.alpha)), weights_(0, n_, n_), grad_(1, n_, n_), factor_(2, n_, n_ + 1),
+        f_(3, n_, classes_), width_(padded(classes_)), right_(4, n_, 2 * width_), degree_(zeros(n_)), inner_(zeros(n_)),
+        scale_(zeros(n_)) {}
 
   void run(const DenseResult<T>& out) {
     weigh();
@@ -70,13 +71,12 @@ class DenseLoss {
  private:
   // W_ij = exp((c_ij - 1) / (sigma_i sigma_j)), 0 on the diagonal; weights too small to divide by are no edges.
   void weigh() {
-    const double smallest = std::is_same_v<T, double> ? 1e-280 : 1e-32;
     each_row(n_, o_.threads, [&](int64_t i) {
       double* row = weights_.row(i);
       const T* cosine = p_.cosines + i * n_;
       for (int64_t j = 0; j < n_; ++j)
         row[j] = std::min(double(cosine[j]) - 1, 0.0) * (p_.inverse_sigma[i] * p_.inverse_sigma[j]);
-      k_.exp(weights_.stride, row, smallest, row);
+      k_.exp(weights_.stride, row, row);
       row[i] = 0;
       std::fill(row + n_, row + weights_.stride, 0.0);
     });
@@ -113,7 +113,10 @@ class DenseLoss {
     }
   }
 
-  // Fills f_; factor_ and root_ are kept for the adjoint. Returns the most that a row's sum lacks.
+  // Fills f_; factor_ is kept for the adjoint. Returns the most that a row's sum differs from 1.
+  //
+  // Harmonic: (diag(M_UU 1 + e) - M_UU) F = M_UL Y, e = M_UL 1. Spreading, (I - alpha M) F = (1 - alpha) Y with M =
+  // D^-1/2 W D^-1/2, has the same form for F = D^1/2 G: (D - alpha W) G = (1 - alpha) D^1/2 Y, e = (1 - alpha) d.
   double solve(const uint8_t* reachable) {
     const int64_t count = int64_t(rows_.size());
     const double prior = 1.0 / double(classes_);
@@ -125,79 +128,36 @@ class DenseLoss {
     root_.assign(size_t(count), 1.0);
     each_row(count, o_.threads, [&](int64_t a) {
       const int64_t i = rows_[a];
-      double* right = right_.row(a);
+      double *right = right_.row(a), *system = factor_.row(a), excess = 0;
       if (spreading_) {
-        if (p_.labels[i] >= 0) right[p_.labels[i]] = 1 - o_.alpha;
-        return;
+        const double degree = degree_[i] > 0 ? degree_[i] : 1 / (1 - o_.alpha);  // a labelled document by itself: F = Y
+        root_[a] = std::sqrt(degree);
+        excess = (1 - o_.alpha) * degree;
+        if (p_.labels[i] >= 0) right[p_.labels[i]] = (1 - o_.alpha) * root_[a];
+        for (int64_t b = a + 1; b < count; ++b) system[b] = o_.alpha * weights_.at(i, rows_[b]);
+      } else {
+        for (int64_t j = 0; j < n_; ++j)
+          if (p_.labels[j] >= 0) right[p_.labels[j]] += m(i, j);
+        for (int64_t c = 0; c < classes_; ++c) excess += right[c];
+        for (int64_t b = a + 1; b < count; ++b) system[b] = m(i, rows_[b]);
       }
-      double degree = 0;
-      for (int64_t j = 0; j < n_; ++j) {
-        const double value = m(i, j);
-        degree += value;
-        if (p_.labels[j] >= 0) right[p_.labels[j]] += value;
-      }
-      root_[a] = 1 / std::sqrt(degree);
-      for (int64_t c = 0; c < classes_; ++c) right[c] *= root_[a];
+      system[count] = excess;
     });
-    // 1e-14 and more on the diagonal where rounding makes the factorisation fail.
-    bool done = false;
-    for (double jitter : {0.0, 1e-14, 1e-12, 1e-10}) {
-      each_row(count, o_.threads, [&](int64_t a) {
-        const double factor = spreading_ ? o_.alpha : root_[a];
-        for (int64_t b = 0; b < a; ++b) factor_.at(a, b) = -factor * m(rows_[a], rows_[b]) * root_[b];
-        factor_.at(a, a) = 1 + jitter;
-      });
-      if ((done = k_.cholesky(count, factor_.stride, factor_.row(0)))) break;
-    }
-    if (!done) throw std::runtime_error("dense label propagation: the system is not positive definite; raise sigma");
-    solve_factor();
-    double lacks = 0;
-    const Vector share = spreading_ ? Vector() : label_shares();
+    k_.eliminate(count, factor_.stride, factor_.row(0));
+    k_.solve(count, factor_.stride, factor_.row(0), width_, right_.stride, right_.row(0));
+    double most = 0;
+    if (spreading_) totals_.resize(size_t(count));
     for (int64_t a = 0; a < count; ++a) {
-      double* f = f_.row(rows_[a]);
-      double sum = 0;
-      for (int64_t c = 0; c < classes_; ++c) sum += f[c] = std::max(root_[a] * right_.at(a, c), spreading_ ? -1.0 : 0.0);
+      double *f = f_.row(rows_[a]), sum = 0;
+      for (int64_t c = 0; c < classes_; ++c) sum += f[c] = root_[a] * right_.at(a, c);
       if (spreading_) {
-        right_.at(a, 0) = sum;  // for the adjoint
+        totals_[a] = sum;
         for (int64_t c = 0; c < classes_; ++c) f[c] = sum > 0 ? f[c] / sum : prior;
-        continue;
+      } else {
+        most = std::max(most, std::abs(1 - sum));
       }
-      // Exact rows sum to 1. What one lacks, where documents hang on the labelled ones by a weight beyond double, goes to
-      // the classes in the proportion they have among the labelled.
-      lacks = std::max(lacks, std::abs(1 - sum));
-      for (int64_t c = 0; c < classes_; ++c) f[c] += std::max(1 - sum, 0.0) * share[c];
     }
-    if (spreading_) {
-      totals_.resize(size_t(count));
-      for (int64_t a = 0; a < count; ++a) totals_[a] = right_.at(a, 0);
-    }
-    return lacks;
-  }
-
-  Vector label_shares() const {
-    Vector share(static_cast<size_t>(classes_), 0.0);
-    double count = 0;
-    for (int64_t i = 0; i < n_; ++i)
-      if (p_.labels[i] >= 0) share[p_.labels[i]] += 1, count += 1;
-    for (double& s : share) s /= std::max(count, 1.0);
-    return share;
-  }
-
-  // right_ <- (L L^T)^-1 right_
-  void solve_factor() {
-    const int64_t count = int64_t(rows_.size()), width = right_.stride;
-    for (int64_t a = 0; a < count; ++a) {
-      const double* l = factor_.row(a);
-      double* x = right_.row(a);
-      for (int64_t b = 0; b < a; ++b) k_.axpy(width, -l[b], right_.row(b), x);
-      for (int64_t c = 0; c < width; ++c) x[c] /= l[a];
-    }
-    for (int64_t a = count - 1; a >= 0; --a) {
-      const double* l = factor_.row(a);
-      double* x = right_.row(a);
-      for (int64_t c = 0; c < width; ++c) x[c] /= l[a];
-      for (int64_t b = 0; b < a; ++b) k_.axpy(width, -l[b], x, right_.row(b));
-    }
+    return most;
   }
 
   // The weighted mean over the scored documents; leaves dL/dF in grad_f_ (of the rows before they were made to sum to 1).
@@ -220,48 +180,56 @@ class DenseLoss {
     return !p_.scored[i] ? 0.0 : p_.class_weight ? p_.class_weight[p_.targets[i]] : 1.0;
   }
 
-  // grad_ <- dL/dM, entries independent: lam_i . (F_j - F_i), or alpha lam_i . F_j when spreading.
+  // grad_ <- dL/dM, the two entries of an edge together: -(lam_i - lam_j) . (F_i - F_j), with lam = 0 on labelled rows,
+  // or alpha (lam_i . F_j + lam_j . F_i) when spreading. The first may not be multiplied out: lam reaches 1 / the smallest
+  // sum of weights by which a group hangs on the labels, 1e35 and more, and of an edge within the group, where the F are
+  // the same, nothing is to be left of it. Spreading, lam is bounded by the inverse of (1 - alpha) F.
   void adjoint() {
     const int64_t count = int64_t(rows_.size());
+    bool mixed = false;
     for (int64_t a = 0; a < count; ++a) {
       const int64_t i = rows_[a];
       const double *grad = grad_f_.data() + i * classes_, *f = f_.row(i);
-      double* right = right_.row(a);
-      if (!spreading_) {
-        for (int64_t c = 0; c < classes_; ++c) right[c] = root_[a] * grad[c];
-        continue;
+      double *negative = right_.row(a), *positive = negative + width_, along = 0;
+      if (spreading_)
+        for (int64_t c = 0; c < classes_; ++c) along += grad[c] * f[c];
+      for (int64_t c = 0; c < classes_; ++c) {
+        double g = grad[c];
+        if (spreading_) g = totals_[a] > 0 ? root_[a] * ((g - along) / totals_[a]) : 0;
+        negative[c] = std::max(-g, 0.0);
+        positive[c] = std::max(g, 0.0);
+        mixed = mixed || g > 0;
       }
-      double along = 0;
-      for (int64_t c = 0; c < classes_; ++c) along += grad[c] * f[c];
-      for (int64_t c = 0; c < classes_; ++c) right[c] = totals_[a] > 0 ? (grad[c] - along) / totals_[a] : 0;
     }
-    solve_factor();
-    std::vector<double> columns(size_t(classes_ * grad_.stride), 0.0);  // F transposed
-    for (int64_t i = 0; i < n_; ++i) {
-      // Before they were made to sum to 1, spreading.
-      for (int64_t c = 0; c < classes_; ++c) columns[c * grad_.stride + i] = f_.at(i, c);
-    }
-    if (spreading_)
-      for (int64_t i = 0, a = 0; i < n_; ++i) {
-        const double total = a < count && rows_[a] == i ? std::max(totals_[a++], 0.0) : 0.0;
-        for (int64_t c = 0; c < classes_; ++c) columns[c * grad_.stride + i] *= total;
+    // Both signs apart, so that a solve only adds; "nll" has the one only.
+    k_.solve(count, factor_.stride, factor_.row(0), mixed ? 2 * width_ : width_, right_.stride, right_.row(0));
+    const int64_t stride = grad_.stride + kRow;  // not a power of two: all columns would share a set of the cache
+    Vector f_columns(size_t(classes_ * stride), 0.0), lam_columns(spreading_ ? 0 : size_t(classes_ * stride), 0.0);
+    std::vector<double> lam(size_t(count * classes_));
+    for (int64_t i = 0; i < n_; ++i)
+      for (int64_t c = 0; c < classes_; ++c) f_columns[c * stride + i] = spreading_ ? 0 : f_.at(i, c);
+    for (int64_t a = 0; a < count; ++a) {
+      const int64_t i = rows_[a];
+      for (int64_t c = 0; c < classes_; ++c) {
+        const double value = right_.at(a, width_ + c) - right_.at(a, c);
+        lam[a * classes_ + c] = spreading_ ? o_.alpha * root_[a] * value : value;
+        if (spreading_) f_columns[c * stride + i] = totals_[a] * f_.at(i, c);  // before rows were made to sum to 1
+        else lam_columns[c * stride + i] = value;
       }
+    }
     each_row(count, o_.threads, [&](int64_t a) {
       const int64_t i = rows_[a];
-      double *row = grad_.row(i), own = 0;
-      for (int64_t c = 0; c < classes_; ++c) {
-        const double lam = (spreading_ ? o_.alpha : root_[a]) * right_.at(a, c);
-        k_.axpy(grad_.stride, lam, columns.data() + c * grad_.stride, row);
-        own += lam * f_.at(i, c);
-      }
+      double* row = grad_.row(i);
+      const double* own = lam.data() + a * classes_;
       if (!spreading_)
-        for (int64_t j = 0; j < n_; ++j) row[j] -= own;
+        return k_.edge_gradients(grad_.stride, classes_, stride, f_.row(i), own, f_columns.data(), lam_columns.data(), row);
+      for (int64_t c = 0; c < classes_; ++c) k_.axpy(n_, own[c], f_columns.data() + c * stride, row);
     });
+    join_triangles();
   }
 
   // From grad_ = dL/dM through the normalisation, the weights and the cosines.
   void backward(T* grad_cosines, double* grad_inverse_sigma) {
-    symmetrize();  // an undirected weight takes the gradient of both its entries
     Vector to_degree = zeros(n_), to_inner = zeros(n_);
     if (o_.normalization != Normalization::row) {
       Vector to_scale = zeros(n_);
@@ -271,12 +239,17 @@ class DenseLoss {
         for (int64_t j = 0; j < n_; ++j) sum += g[j] * w[j] * scale_[j];
         to_scale[i] = sum;
       });
+      // d^-3/2 by itself may overflow; taken factor by factor, from the left, nothing does.
+      const auto of_degree = [&](int64_t i, double to_root) {
+        const double q = power(degree_[i], -0.5);
+        return -0.5 * to_root * q * q * q;
+      };
       if (o_.normalization == Normalization::symmetric) {  // s = d^-1/2
-        for (int64_t i = 0; i < n_; ++i) to_degree[i] = -0.5 * to_scale[i] * power(degree_[i], -1.5);
+        for (int64_t i = 0; i < n_; ++i) to_degree[i] = of_degree(i, to_scale[i]);
       } else {  // s = 1 / (W q), q = d^-1/2
         for (int64_t i = 0; i < n_; ++i) to_inner[i] = -to_scale[i] * scale_[i] * scale_[i];
         each_row(n_, o_.threads, [&](int64_t i) {
-          to_degree[i] = -0.5 * k_.dot(weights_.stride, weights_.row(i), to_inner.data()) * power(degree_[i], -1.5);
+          to_degree[i] = of_degree(i, k_.dot(weights_.stride, weights_.row(i), to_inner.data()));
         });
       }
     }
@@ -297,14 +270,21 @@ class DenseLoss {
     });
   }
 
-  // grad_ <- grad_ + its transpose, in squares that stay in the first-level cache.
-  void symmetrize() {
+  // Rows of grad_ that were solved for to all of it: spreading, to the sum with its transpose; harmonic, where a solved row
+  // has the whole gradient of an edge, to the column of the rows that were not. In squares that stay in the first cache.
+  void join_triangles() {
     constexpr int64_t kSquare = 32;
+    std::vector<uint8_t> solved(size_t(n_), 0);
+    for (const int64_t i : rows_) solved[i] = 1;
     for (int64_t top = 0; top < n_; top += kSquare)
       for (int64_t left = 0; left <= top; left += kSquare)
         for (int64_t i = top; i < std::min(n_, top + kSquare); ++i)
-          for (int64_t j = left; j <= std::min(i, left + kSquare - 1); ++j)
-            grad_.at(i, j) = grad_.at(j, i) = grad_.at(i, j) + grad_.at(j, i);
+          for (int64_t j = left; j <= std::min(i, left + kSquare - 1); ++j) {
+            double &lower = grad_.at(i, j), &upper = grad_.at(j, i);
+            if (spreading_) lower = upper = lower + upper;
+            else if (!solved[i]) lower = upper;
+            else if (!solved[j]) upper = lower;
+          }
   }
 
   const DenseProblem<T>& p_;
@@ -312,11 +292,13 @@ class DenseLoss {
   const DenseKernels& k_;
   const int64_t n_, classes_;
   const bool spreading_;
-  Matrix weights_, grad_, factor_;   // W; dL/dM; L
-  Matrix f_, right_;                 // [n, C]; right-hand sides and solutions of the solved rows
+  Matrix weights_, grad_, factor_;   // W; dL/dM; R
+  Matrix f_;                         // [n, C]
+  const int64_t width_;              // of C columns
+  Matrix right_;                     // right-hand sides and solutions of the solved rows; of an adjoint two, by sign
   Vector degree_, inner_, scale_;    // d, d^-1/2 and s of the normalisation
   std::vector<int64_t> rows_;        // the solved ones
-  Vector root_, totals_, grad_f_;    // D^-1/2 and sums of F of the solved rows; dL/dF [n, C]
+  Vector root_, totals_, grad_f_;    // D^1/2 (spreading) and sums of F of the solved rows; dL/dF [n, C]
 };
 
 }  // namespace
@@ -349,6 +331,35 @@ void dense_unit_rows_backward(int64_t n, int64_t cols, const T* unit, const doub
 void dense_product(int64_t n, int64_t k, int64_t m, const float* a, const float* b, bool transposed, float* c,
                    int threads) {
   dense_product_kernel()(n, k, m, a, b, transposed, c, threads);
+}
+
+void eliminate(int64_t n, int64_t stride, double* a) { dense_kernels().eliminate(n, stride, a); }
+
+void edge_gradients(int64_t n, int64_t classes, int64_t stride, const double* x, const double* lam, double* gradient,
+                    int threads) {
+  constexpr int64_t kSquare = 64;
+  const DenseKernels& kernels = dense_kernels();
+  const int64_t squares = (n + kSquare - 1) / kSquare;
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1 && squares > 4)
+  for (int64_t down = 0; down < squares; ++down) {  // squares left of the diagonal, and what they mirror
+    std::vector<double> own(size_t(2 * classes));
+    double square[kSquare][kSquare], mirrored[kSquare][kSquare];
+    const int64_t top = down * kSquare, rows = std::min(n - top, kSquare);
+    for (int64_t left = 0; left <= top; left += kSquare) {
+      const int64_t columns = std::min(n - left, kSquare);
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t c = 0; c < classes; ++c) {
+          own[c] = x[c * stride + top + i];
+          own[classes + c] = lam[c * stride + top + i];
+        }
+        kernels.edge_gradients(kSquare, classes, stride, own.data(), own.data() + classes, x + left, lam + left,
+                               square[i]);
+        for (int64_t j = 0; j < kSquare; ++j) mirrored[j][i] = square[i][j];
+        std::copy_n(square[i], columns, gradient + (top + i) * n + left);
+      }
+      for (int64_t j = 0; j < columns; ++j) std::copy_n(mirrored[j], rows, gradient + (left + j) * n + top);
+    }
+  }
 }
 
 // Labels index F and the class weights: what is no class would be written anywhere.

@@ -69,32 +69,36 @@ project_rows_kernel(int64_t n, int64_t cols, const T* __restrict__ unit, const d
 // ------------------------------------------------------------------------------------- the n x n kernels
 // Device memory of one call.
 struct Space {
-  double *weights, *factor;             // [n, n]
-  double *f, *lam, *right;              // [n, C]: F before rows are made to sum to 1; adjoint; right-hand sides
+  double *weights, *factor;             // [n, n], [n, n + 1]
+  double *f, *lam, *right;              // [n, C]: F before rows are made to sum to 1; adjoint. [n, 2 C]: right-hand sides
   double *degree, *inner, *scale;       // [n]: d = W 1, d^-1/2, s
   double *to_degree, *to_inner, *root;  // [n]
 };
 
 Space carve(Workspace& memory, int64_t n, int64_t classes) {
   Space s;
-  for (double** matrix : {&s.weights, &s.factor}) *matrix = memory.take<double>(n * n);
-  for (double** matrix : {&s.f, &s.lam, &s.right}) *matrix = memory.take<double>(n * classes);
+  s.weights = memory.take<double>(n * n);
+  s.factor = memory.take<double>(n * (n + 1));
+  for (double** matrix : {&s.f, &s.lam}) *matrix = memory.take<double>(n * classes);
+  s.right = memory.take<double>(n * 2 * classes);
   for (double** vector : {&s.degree, &s.inner, &s.scale, &s.to_degree, &s.to_inner, &s.root})
     *vector = memory.take<double>(n);
   return s;
 }
 
+constexpr double kSmallestExponent = -690;               // of a weight, and
+constexpr double kRounding = 4 * 2.220446049250313e-16;  // of a component of F, as in loss/kernels.h
+
 // W_ij = exp((c_ij - 1) / (sigma_i sigma_j)), 0 on the diagonal; d = W 1. One block a row.
 template <class T>
-__global__ void __launch_bounds__(kRowThreads)
-weights_kernel(cpu::DenseProblem<T> p, double smallest, Space s) {
+__global__ void __launch_bounds__(kRowThreads) weights_kernel(cpu::DenseProblem<T> p, Space s) {
   GLOSS_SHARED(double, partial, [kRowThreads / 32]);
   const int64_t i = blockIdx.x;
   double sum = 0;
   for (int64_t j = threadIdx.x; j < p.n; j += blockDim.x) {
     const double distance = fmin(double(p.cosines[i * p.n + j]) - 1, 0.0);
-    double w = exp(distance * (p.inverse_sigma[i] * p.inverse_sigma[j]));
-    if (i == j || w < smallest) w = 0;
+    const double exponent = distance * (p.inverse_sigma[i] * p.inverse_sigma[j]);
+    const double w = i == j || exponent <= kSmallestExponent ? 0 : exp(exponent);
     s.weights[i * p.n + j] = w;
     sum += w;
   }
@@ -113,14 +117,24 @@ __global__ void __launch_bounds__(kRowThreads) scale_kernel(int64_t n, bool publ
   if (threadIdx.x == 0) s.scale[i] = published ? power(sum, -1) : s.inner[i];
 }
 
-// dL/dM_ij + dL/dM_ji; lam is 0 on rows that were not solved for.
+// dL/dM_ij + dL/dM_ji; lam is 0 on rows that were not solved for. Harmonic, a difference of two F within their rounding
+// counts as 0: lam may be 1e70.
 __device__ inline double edge_gradient(const Space& s, bool spreading, int64_t classes, int64_t i, int64_t j) {
   const double *f_i = s.f + i * classes, *f_j = s.f + j * classes;
   const double *lam_i = s.lam + i * classes, *lam_j = s.lam + j * classes;
   double sum = 0;
-  for (int64_t c = 0; c < classes; ++c)
-    sum += spreading ? lam_i[c] * f_j[c] + lam_j[c] * f_i[c] : (lam_i[c] - lam_j[c]) * (f_j[c] - f_i[c]);
+  for (int64_t c = 0; c < classes; ++c) {
+    const double difference = f_j[c] - f_i[c];
+    if (spreading) sum += lam_i[c] * f_j[c] + lam_j[c] * f_i[c];
+    else if (fabs(difference) > kRounding * fmax(f_i[c], f_j[c])) sum += (lam_i[c] - lam_j[c]) * difference;
+  }
   return sum;
+}
+
+// The gradient of d from that of d^-1/2. d^-3/2 by itself may overflow; taken factor by factor nothing does.
+__device__ inline double of_degree(double degree, double to_root) {
+  const double root = power(degree, -0.5);
+  return -0.5 * to_root * root * root * root;
 }
 
 // The gradient of s, and what it is to d (symmetric) or to W d^-1/2 (published). One block a row.
@@ -135,7 +149,7 @@ to_scale_kernel(int64_t n, int64_t classes, bool spreading, bool published, Spac
   }
   sum = block_sum(sum, partial);
   if (threadIdx.x != 0) return;
-  s.to_degree[i] = published ? 0 : -0.5 * sum * power(s.degree[i], -1.5);
+  s.to_degree[i] = published ? 0 : of_degree(s.degree[i], sum);
   s.to_inner[i] = published ? -sum * s.scale[i] * s.scale[i] : 0;
 }
 
@@ -145,7 +159,7 @@ __global__ void __launch_bounds__(kRowThreads) to_degree_kernel(int64_t n, Space
   double sum = 0;
   for (int64_t j = threadIdx.x; j < n; j += blockDim.x) sum += s.weights[i * n + j] * s.to_inner[j];
   sum = block_sum(sum, partial);
-  if (threadIdx.x == 0) s.to_degree[i] = -0.5 * sum * power(s.degree[i], -1.5);
+  if (threadIdx.x == 0) s.to_degree[i] = of_degree(s.degree[i], sum);
 }
 
 // A label or a target that is neither -1 nor a class: it indexes nothing, and its row and the loss become NaN. (Nobody
@@ -208,47 +222,40 @@ solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, 
   wrong = __syncthreads_or(wrong);
   find_reachable(n, s.weights, labels, reached);
   const int count = compact(n, rows, position_of, [&](int i) { return reached[i] && (spreading || labels[i] < 0); });
-  double labelled = 0;
-  for (int i = me; i < n; i += threads) {
-    out.reachable[i] = uint8_t(reached[i]);
-    labelled += labels[i] >= 0;
-  }
-  labelled = block_sum(labelled, partial);
+  for (int i = me; i < n; i += threads) out.reachable[i] = uint8_t(reached[i]);
 
-  // Right-hand sides: a thread a row and class; root = D^-1/2 gives the system a unit diagonal.
-  for (int a = me / 32; a < count; a += threads / 32) {
-    const int i = rows[a];
-    double degree = 0;
-    for (int j = me % 32; j < n; j += 32) degree += s.weights[int64_t(i) * n + j] * s.scale[j];
-    degree = warp_sum(degree) * s.scale[i];
-    if (me % 32 == 0) s.root[a] = spreading ? 1 : 1 / sqrt(degree);
-  }
-  __syncthreads();
+  // The system and its right-hand sides (dense_loss.cpp, solve): a thread a row and class.
   for (int at = me; at < count * classes; at += threads) {
     const int a = at / classes, c = at % classes, i = rows[a];
+    // A labelled document by itself: F = Y.
+    const double root = !spreading ? 1 : sqrt(s.degree[i] > 0 ? s.degree[i] : 1 / (1 - options.alpha));
+    if (c == 0) s.root[a] = root;
     double sum = 0;
-    if (spreading) sum = labels[i] == c ? 1 - options.alpha : 0;
+    if (spreading) sum = labels[i] == c ? (1 - options.alpha) * root : 0;
     else
       for (int j = 0; j < n; ++j)
-        if (labels[j] == c) sum += s.weights[int64_t(i) * n + j] * s.scale[j];
-    s.right[at] = spreading ? sum : sum * s.scale[i] * s.root[a];
-  }
-  bool good = count == 0;
-  for (double jitter = 0; !good && jitter < 1e-9; jitter = jitter > 0 ? jitter * 100 : 1e-14) {
-    __syncthreads();
-    for (int at = me; at < count * count; at += threads) {
-      const int a = at / count, b = at % count;
-      const double factor = spreading ? options.alpha : s.root[a] * s.root[b];
-      const double m = s.weights[int64_t(rows[a]) * n + rows[b]] * s.scale[rows[a]] * s.scale[rows[b]];
-      s.factor[int64_t(a) * n + b] = a == b ? 1 + jitter : -factor * m;
-    }
-    __syncthreads();
-    good = cholesky(count, n, s.factor, panel);
+        if (labels[j] == c) sum += s.weights[int64_t(i) * n + j] * s.scale[i] * s.scale[j];
+    s.right[at] = sum;
   }
   __syncthreads();
-  solve_factor(count, n, s.factor, classes, s.right);
+  for (int at = me; at < count * (count + 1); at += threads) {
+    const int a = at / (count + 1), b = at % (count + 1), i = rows[a];
+    double value = 0;
+    if (b < count) {
+      const double w = s.weights[int64_t(i) * n + rows[b]];
+      value = spreading ? options.alpha * w : w * s.scale[i] * s.scale[rows[b]];
+    } else if (spreading) {
+      value = (1 - options.alpha) * s.root[a] * s.root[a];
+    } else {
+      for (int c = 0; c < classes; ++c) value += s.right[a * classes + c];
+    }
+    s.factor[at] = value;
+  }
+  __syncthreads();
+  eliminate(count, count + 1, s.factor, panel);
+  solve_factor(count, count + 1, s.factor, classes, s.right);
 
-  // F; rows sum to 1 (harmonic: what one lacks goes to the classes as they are among the labelled).
+  // F; rows sum to 1: harmonic to a few n eps, spreading when divided by their sum.
   double lacks = 0;
   for (int i = me; i < n; i += threads) {
     double* f = s.f + int64_t(i) * classes;
@@ -256,22 +263,17 @@ solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, 
     double sum = 0;
     for (int c = 0; c < classes; ++c) {
       if (a < 0) f[c] = spreading ? 0 : labels[i] >= 0 ? double(labels[i] == c) : prior;
-      else f[c] = spreading ? s.right[a * classes + c] : fmax(s.root[a] * s.right[a * classes + c], 0.0);
+      else f[c] = s.root[a] * s.right[a * classes + c];
       sum += f[c];
     }
     T* result = out.result + int64_t(i) * classes;
-    const bool valid = good && !is_wrong(p, i);
+    const bool valid = !is_wrong(p, i);
     if (spreading) {
       s.to_degree[i] = sum;
       for (int c = 0; c < classes; ++c) result[c] = !valid ? T(NAN) : T(sum > 0 ? f[c] / sum : prior);
       continue;
     }
-    if (a >= 0) {
-      lacks = fmax(lacks, fabs(1 - sum));
-      if (sum < 1)
-        for (int j = 0; j < n; ++j)
-          if (labels[j] >= 0) f[labels[j]] += (1 - sum) / labelled;
-    }
+    if (a >= 0) lacks = fmax(lacks, fabs(1 - sum));
     for (int c = 0; c < classes; ++c) result[c] = valid ? T(f[c]) : T(NAN);
   }
 #pragma unroll
@@ -299,25 +301,33 @@ solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, 
     loss += w * target_loss(options.target, options.smoothing, classes, y, probability, w, grad);
   }
   loss = block_sum(loss, partial);
-  good = good && !wrong;
-  if (me == 0) *out.loss = T(good ? loss : NAN);
+  if (me == 0) *out.loss = T(wrong ? NAN : loss);
   if (!want_gradient) return;
 
+  // Positive and negative right sides apart, so that a solve only adds; "nll" has negative ones only.
+  const bool mixed = spreading || options.target != Target::nll;
+  const int wide = mixed ? 2 * classes : classes;
   for (int a = me; a < count; a += threads) {
     const int i = rows[a];
     const double *grad = s.lam + int64_t(i) * classes, *f = s.f + int64_t(i) * classes;
     const double sum = spreading ? s.to_degree[i] : 1;
     double along = 0;  // through the scaling of a row to sum 1
     for (int c = 0; spreading && sum > 0 && c < classes; ++c) along += grad[c] * f[c] / sum;
-    for (int c = 0; c < classes; ++c)
-      s.right[a * classes + c] = spreading ? (sum > 0 ? (grad[c] - along) / sum : 0) : s.root[a] * grad[c];
+    for (int c = 0; c < classes; ++c) {
+      double g = grad[c];
+      if (spreading) g = sum > 0 ? s.root[a] * ((g - along) / sum) : 0;
+      s.right[a * wide + c] = fmax(-g, 0.0);
+      if (mixed) s.right[a * wide + classes + c] = fmax(g, 0.0);
+    }
   }
   __syncthreads();
-  solve_factor(count, n, s.factor, classes, s.right);
+  solve_factor(count, count + 1, s.factor, wide, s.right);
   for (int at = me; at < n * classes; at += threads) {
-    const int a = position_of[at / classes];
-    const double lam = a < 0 ? 0 : (spreading ? options.alpha : s.root[a]) * s.right[a * classes + at % classes];
-    s.lam[at] = good ? lam : NAN;
+    const int a = position_of[at / classes], c = at % classes;
+    double lam = 0;
+    if (a >= 0) lam = (mixed ? s.right[a * wide + classes + c] : 0) - s.right[a * wide + c];
+    if (a >= 0 && spreading) lam *= options.alpha * s.root[a];
+    s.lam[at] = wrong ? NAN : lam;
   }
 }
 
@@ -362,9 +372,9 @@ void dense_loss(const cpu::DenseProblem<T>& problem, const cpu::DenseOptions& op
   const auto by_rows = [&](auto kernel, auto... arguments) {
     launch(kernel, unsigned(n), kRowThreads, 0, queue.stream, arguments...);
   };
-  by_rows(weights_kernel<T>, problem, std::is_same_v<T, double> ? 1e-280 : 1e-32, space);
+  by_rows(weights_kernel<T>, problem, space);
   if (normalized) by_rows(scale_kernel, n, published, space);
-  launch(solve_kernel<T>, 1, kSolveThreads, size_t(n) * kPanelColumns * sizeof(double), queue.stream, problem, options,
+  launch(solve_kernel<T>, 1, kSolveThreads, size_t(n + 1) * kPanelRows * sizeof(double), queue.stream, problem, options,
          spreading, gradient, space, result);
   if (!gradient) return;
   if (normalized) by_rows(to_scale_kernel, n, classes, spreading, published, space);

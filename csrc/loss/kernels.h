@@ -8,17 +8,27 @@
 namespace gloss::cpu {
 
 constexpr int64_t kRow = 16;
+constexpr double kSmallestExponent = -690;   // of a weight, _math.SMALLEST_EXPONENT: exp(-690) = 2e-300
+constexpr double kRounding = 4 * 2.220446049250313e-16;  // relative, of a component of F (_elimination.ULPS)
 inline int64_t padded(int64_t count) { return (count + kRow - 1) / kRow * kRow; }
 
 struct DenseKernels {
-  // w_j = exp(x_j) for x_j <= 0, and 0 where that is below `smallest`. w may be x.
-  void (*exp)(int64_t count, const double* x, double smallest, double* w);
+  // w_j = exp(x_j) for x_j <= 0, and 0 from kSmallestExponent on. w may be x.
+  void (*exp)(int64_t count, const double* x, double* w);
   double (*dot)(int64_t count, const double* a, const double* b);
   double (*sum)(int64_t count, const double* a);
   // y += a x
   void (*axpy)(int64_t count, double a, const double* x, double* y);
-  // A = L L^T in place, of the lower triangle of A [n, stride]; false if A is not positive definite.
-  bool (*cholesky)(int64_t n, int64_t stride, double* a);
+  // Of X = diag(W 1 + e) - W = R^T R the factor R in place, from a [n, stride]: W right of the diagonal, e in column n,
+  // zeros after it. R has its diagonal there, and what is right of it, which is <= 0, without its sign. W and e are >= 0,
+  // and no step subtracts: a pivot is the sum of what is left in its row, so that each entry is right to a few n eps.
+  void (*eliminate)(int64_t n, int64_t stride, double* a);
+  // x <- X^-1 x for x [n, x_stride], its first `width` columns, a multiple of kRow.
+  void (*solve)(int64_t n, int64_t stride, const double* r, int64_t width, int64_t x_stride, double* x);
+  // out_j = -sum_c (lam_c - lams_cj) (f_c - fs_cj) for fs, lams [classes, stride]; out has `count` elements. A difference
+  // of two F within their rounding counts as 0: it may be multiplied by a lam of 1e70.
+  void (*edge_gradients)(int64_t count, int64_t classes, int64_t stride, const double* f, const double* lam,
+                         const double* fs, const double* lams, double* out);
   // unit = x / |x|, a zero row stays zero. Returns 1 / |x| (0 for a zero row), or -1 where x contains NaN or Inf.
   double (*unit_row_f32)(int64_t cols, const float* x, float* unit);
   double (*unit_row_f64)(int64_t cols, const double* x, double* unit);

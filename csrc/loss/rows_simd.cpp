@@ -7,10 +7,10 @@ namespace gloss::cpu::GLOSS_ISA {
 namespace {
 
 // exp of x <= 0 without a branch, so that the loop becomes vector instructions: x = k ln 2 + r, |r| <= ln 2 / 2, a Taylor
-// polynomial of degree 12 (error under 2e-16), and 2^k by its bits. Below -708 the result is 0.
+// polynomial of degree 12 (error under 2e-16), and 2^k by its bits.
 inline double exp_negative(double x) {
   constexpr double kMagic = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer, kept in the low bits
-  const double bounded = x > -708.0 ? x : -708.0;
+  const double bounded = x > kSmallestExponent ? x : kSmallestExponent;
   const double shifted = bounded * 1.4426950408889634 + kMagic, k = shifted - kMagic;
   const double r = (bounded - k * 0.6931471805598903) - k * 5.497923018708371e-14;
   double p = 1.0 / 479001600;
@@ -31,14 +31,11 @@ inline double exp_negative(double x) {
   bits = (bits + 1023) << 52;
   double power;
   std::memcpy(&power, &bits, 8);
-  return x > -708.0 ? p * power : 0.0;
+  return x > kSmallestExponent ? p * power : 0.0;
 }
 
-void exp_row(int64_t count, const double* x, double smallest, double* w) {
-  for (int64_t j = 0; j < count; ++j) {
-    const double value = exp_negative(x[j]);
-    w[j] = value >= smallest ? value : 0.0;
-  }
+void exp_row(int64_t count, const double* x, double* w) {
+  for (int64_t j = 0; j < count; ++j) w[j] = exp_negative(x[j]);
 }
 
 inline double dot_row(int64_t count, const double* a, const double* b) {
@@ -59,24 +56,87 @@ void axpy_row(int64_t count, double a, const double* x, double* y) {
   for (int64_t j = 0; j < count; ++j) y[j] += a * x[j];
 }
 
-// Row by row: L_ij = (A_ij - L_i . L_j) / L_jj over the columns before j. n^3 / 3 operations as dots of rows.
-bool cholesky(int64_t n, int64_t stride, double* a) {
-  for (int64_t i = 0; i < n; ++i) {
-    double* row = a + i * stride;
-    for (int64_t j = 0; j < i; ++j) {
-      const double* other = a + j * stride;
-      const int64_t whole = j / kRow * kRow;
-      double value = row[j] - dot_row(whole, row, other);
-      for (int64_t c = whole; c < j; ++c) value -= row[c] * other[c];
-      row[j] = value / other[j];
+// Rows of a step of eliminate(). Those below it wait, and take its kPanel contributions at once: less traffic.
+constexpr int64_t kPanel = 16;
+
+// a_i [first, end) += sum_k u_ki u_k [first, end) over the rows k of a panel u, for Rows rows i from a on.
+template <int Rows>
+inline void add_products(int64_t rows, int64_t stride, int64_t i, int64_t first, int64_t end, const double* u, double* a) {
+  for (int64_t c = first; c < end; c += kRow) {
+    Lanes sums[Rows];
+    for (int r = 0; r < Rows; ++r) sums[r] = load_double(a + r * stride + c);
+    for (int64_t k = 0; k < rows; ++k) {
+      const double* row = u + k * stride;
+      const Lanes values = load_double(row + c);
+      for (int r = 0; r < Rows; ++r) sums[r] = mac(values, broadcast(row[i + r]), sums[r]);
     }
-    const int64_t whole = i / kRow * kRow;
-    double pivot = row[i] - dot_row(whole, row, row);
-    for (int64_t c = whole; c < i; ++c) pivot -= row[c] * row[c];
-    if (!(pivot > 0)) return false;
-    row[i] = std::sqrt(pivot);
+    for (int r = 0; r < Rows; ++r) store_double(sums[r], a + r * stride + c);
   }
-  return true;
+}
+
+void eliminate(int64_t n, int64_t stride, double* a) {
+  for (int64_t top = 0; top < n; top += kPanel) {
+    const int64_t bottom = top + kPanel < n ? top + kPanel : n;
+    for (int64_t k = top; k < bottom; ++k) {
+      double* row = a + k * stride;
+      const int64_t aligned = (k + 1 + kRow - 1) / kRow * kRow;
+      double pivot = sum_row(stride - aligned, row + aligned);
+      for (int64_t j = k + 1; j < aligned; ++j) pivot += row[j];
+      const double root = std::sqrt(pivot), inverse = 1 / root;
+      for (int64_t j = k + 1; j < stride; ++j) row[j] *= inverse;
+      row[k] = root;
+      for (int64_t i = k + 1; i < bottom; ++i) axpy_row(stride - i - 1, row[i], row + i + 1, a + i * stride + i + 1);
+    }
+    // Left of the diagonal the products are added too, to what is never read.
+    const double* panel = a + top * stride;
+    int64_t i = bottom;
+    for (; i + 4 <= n; i += 4) add_products<4>(bottom - top, stride, i, i / kRow * kRow, stride, panel, a + i * stride);
+    for (; i < n; ++i) add_products<1>(bottom - top, stride, i, i / kRow * kRow, stride, panel, a + i * stride);
+  }
+}
+
+void solve(int64_t n, int64_t stride, const double* r, int64_t width, int64_t x_stride, double* x) {
+  for (int64_t c = 0; c < width; c += kRow) {
+    for (int64_t k = 0; k < n; ++k) {  // R^T y = x
+      const double* row = r + k * stride;
+      double* own = x + k * x_stride + c;
+      const Lanes y = mul(load_double(own), 1 / row[k]);
+      store_double(y, own);
+      for (int64_t j = k + 1; j < n; ++j) {
+        double* other = x + j * x_stride + c;
+        store_double(mac(y, broadcast(row[j]), load_double(other)), other);
+      }
+    }
+    for (int64_t k = n - 1; k >= 0; --k) {  // R x = y
+      const double* row = r + k * stride;
+      double* own = x + k * x_stride + c;
+      Lanes sum = load_double(own), second = zero();  // two chains of additions
+      int64_t j = k + 1;
+      for (; j + 2 <= n; j += 2) {
+        sum = mac(load_double(x + j * x_stride + c), broadcast(row[j]), sum);
+        second = mac(load_double(x + (j + 1) * x_stride + c), broadcast(row[j + 1]), second);
+      }
+      for (; j < n; ++j) sum = mac(load_double(x + j * x_stride + c), broadcast(row[j]), sum);
+      store_double(mul(add(sum, second), 1 / row[k]), own);
+    }
+  }
+}
+
+void edge_gradients(int64_t count, int64_t classes, int64_t stride, const double* f, const double* lam,
+                    const double* fs, const double* lams, double* out) {
+  for (int64_t first = 0; first < count; first += kRow) {
+    double sums[kRow] = {};  // registers: every loop over kRow is unrolled into vectors
+    for (int64_t c = 0; c < classes; ++c) {
+      const double mine = f[c], own = lam[c];
+      const double *__restrict__ others = fs + c * stride + first, *__restrict__ theirs = lams + c * stride + first;
+      for (int64_t l = 0; l < kRow; ++l) {
+        const double difference = mine - others[l], larger = mine > others[l] ? mine : others[l];
+        const double product = (theirs[l] - own) * difference;
+        sums[l] += std::fabs(difference) > kRounding * larger ? product : 0.0;
+      }
+    }
+    for (int64_t l = 0; l < kRow; ++l) out[first + l] = sums[l];
+  }
 }
 
 inline void store(Lanes x, double* out) { store_double(x, out); }
@@ -141,7 +201,9 @@ extern const DenseKernels dense = {exp_row,
                                    dot_row,
                                    sum_row,
                                    axpy_row,
-                                   cholesky,
+                                   eliminate,
+                                   solve,
+                                   edge_gradients,
                                    unit_row<FloatReader>,
                                    unit_row<DoubleReader>,
                                    project_row<FloatReader>,

@@ -1,5 +1,5 @@
-// The solve of the dense mini-batch path as the work of one block: which rows are solved for, their system, its Cholesky
-// factor, F, the loss, the adjoint. Every function is called by all threads of the block and ends synchronised.
+// The solve of the dense mini-batch path as the work of one block: which rows are solved for, the factor of their system,
+// a solution. Every function is called by all threads of the block and ends synchronised.
 #pragma once
 #include "cuda/common.cuh"
 #include "gloss.h"
@@ -7,65 +7,64 @@
 namespace gloss::cuda {
 
 constexpr int kSolveThreads = 512;
-constexpr int kMostRows = 512;     // n
-constexpr int kPanelColumns = 16;  // of the factorisation: [rows, 16] doubles in shared memory
+constexpr int kMostRows = 512;  // n
+constexpr int kPanelRows = 16;  // of the elimination: [16, columns] doubles in shared memory
 
-// A = L L^T in place, lower triangle of [n, stride], panel after panel: a panel first loses what the columns before it
-// contribute, then is factored in shared memory. Returns whether A was positive definite.
-__device__ inline bool cholesky(int n, int64_t stride, double* a, double* panel) {
+// Of X = diag(W 1 + e) - W = R^T R the factor R in place, without a subtraction (loss/kernels.h, DenseKernels::eliminate):
+// a [n, stride > n] has W right of the diagonal and e in column n; R is without the sign of what is right of its diagonal.
+// Panel after panel: one first takes what the rows above it contribute, then is factored in shared memory.
+__device__ inline void eliminate(int n, int64_t stride, double* a, double* panel) {
   const int threads = blockDim.x, me = threadIdx.x;
-  bool good = true;
-  for (int first = 0; first < n; first += kPanelColumns) {
-    const int columns = min(kPanelColumns, n - first), rows = n - first;
+  for (int first = 0; first < n; first += kPanelRows) {
+    const int rows = min(kPanelRows, n - first), columns = n + 1 - first;
     for (int at = me; at < rows * columns; at += threads) {
       const int r = at / columns, c = at % columns;
-      const double *l = a + (first + r) * stride, *m = a + (first + c) * stride;
-      double value = l[first + c];
-      for (int k = 0; k < first; ++k) value -= l[k] * m[k];
-      panel[r * kPanelColumns + c] = value;
+      double value = a[(first + r) * stride + first + c];
+      for (int k = 0; k < first; ++k) value += a[k * stride + first + r] * a[k * stride + first + c];
+      panel[at] = value;
     }
     __syncthreads();
-    for (int j = 0; j < columns; ++j) {
-      const double pivot = panel[j * kPanelColumns + j];
-      good = good && pivot > 0;
-      const double root = sqrt(pivot > 0 ? pivot : 1.0);
+    for (int j = 0; j < rows; ++j) {
+      double* row = panel + j * columns;
+      double pivot = 0;  // what is left in the row; every warp takes all of it, so that none waits for another
+      for (int c = j + 1 + me % 32; c < columns; c += 32) pivot += row[c];
+      const double root = sqrt(warp_sum(pivot));
       __syncthreads();
-      for (int r = j + me; r < rows; r += threads) panel[r * kPanelColumns + j] = r == j ? root : panel[r * kPanelColumns + j] / root;
+      for (int c = j + me; c < columns; c += threads) row[c] = c == j ? root : row[c] / root;
       __syncthreads();
-      const int left = columns - j - 1;
-      for (int at = me; at < (rows - j - 1) * left; at += threads) {
-        const int r = j + 1 + at / left, c = j + 1 + at % left;
-        panel[r * kPanelColumns + c] -= panel[r * kPanelColumns + j] * panel[c * kPanelColumns + j];
+      const int wide = columns - j - 1;
+      for (int at = me; at < (rows - j - 1) * wide; at += threads) {
+        const int r = j + 1 + at / wide, c = j + 1 + at % wide;
+        if (c > r) panel[r * columns + c] += row[r] * row[c];
       }
       __syncthreads();
     }
     for (int at = me; at < rows * columns; at += threads) {
       const int r = at / columns, c = at % columns;
-      a[(first + r) * stride + first + c] = panel[r * kPanelColumns + c];
+      a[(first + r) * stride + first + c] = panel[at];
     }
     __syncthreads();
   }
-  return good;
 }
 
-// x <- (L L^T)^-1 x, x [n, classes].
-__device__ inline void solve_factor(int n, int64_t stride, const double* l, int classes, double* x) {
+// x <- (R^T R)^-1 x, x [n, columns] >= 0.
+__device__ inline void solve_factor(int n, int64_t stride, const double* a, int columns, double* x) {
   const int threads = blockDim.x, me = threadIdx.x;
   for (int k = 0; k < n; ++k) {
-    for (int c = me; c < classes; c += threads) x[k * classes + c] /= l[k * stride + k];
+    for (int c = me; c < columns; c += threads) x[k * columns + c] /= a[k * stride + k];
     __syncthreads();
-    for (int at = me; at < (n - k - 1) * classes; at += threads) {
-      const int r = k + 1 + at / classes, c = at % classes;
-      x[r * classes + c] -= l[r * stride + k] * x[k * classes + c];
+    for (int at = me; at < (n - k - 1) * columns; at += threads) {
+      const int r = k + 1 + at / columns, c = at % columns;
+      x[r * columns + c] += a[k * stride + r] * x[k * columns + c];
     }
     __syncthreads();
   }
   for (int k = n - 1; k >= 0; --k) {
-    for (int c = me; c < classes; c += threads) x[k * classes + c] /= l[k * stride + k];
+    for (int c = me; c < columns; c += threads) x[k * columns + c] /= a[k * stride + k];
     __syncthreads();
-    for (int at = me; at < k * classes; at += threads) {
-      const int r = at / classes, c = at % classes;
-      x[r * classes + c] -= l[k * stride + r] * x[k * classes + c];
+    for (int at = me; at < k * columns; at += threads) {
+      const int r = at / columns, c = at % columns;
+      x[r * columns + c] += a[r * stride + k] * x[k * columns + c];
     }
     __syncthreads();
   }

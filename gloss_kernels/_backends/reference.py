@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import _checks, reference
-from .._math import compute_dtype
+from .._math import compute_dtype, gaussian
 from .protocol import Batch, BatchLoss, Combination, Edges, Search, Solution, Structure, System
 
 dense_rows = math.inf  # of dense_loss
@@ -63,7 +63,7 @@ def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
     embeddings = _checks.finite_rows("embeddings", batch.embeddings)
     exponent = (reference.cosine(embeddings) - 1) * batch.inverse_sigma[:, None] * batch.inverse_sigma[None, :]
     itself = torch.eye(len(exponent), dtype=torch.bool, device=exponent.device)
-    a = exponent.masked_fill(itself, -torch.inf).exp()
+    a = gaussian(exponent.masked_fill(itself, -torch.inf))
     f, reachable = reference.propagate_labels(a, batch.labels, batch.num_classes, batch.alpha, batch.normalization)
     loss = reference.loss_on_hidden(f, batch.targets, batch.scored, batch.target, batch.class_weight)
     dtype, zero = compute_dtype(batch.embeddings), f.new_zeros(())

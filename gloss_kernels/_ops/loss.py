@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends, _checks, _derivatives
+from .. import _backends, _checks, _derivatives, _elimination
 from .._backends.protocol import Batch, BatchLoss
-from .._math import cholesky, compute_dtype, reachable_rows
+from .._math import compute_dtype, reachable_rows
 
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 has none
 
@@ -105,18 +105,18 @@ def _loss_backward(ctx: Any, kept: Any, grad_loss: Tensor, *_: Tensor) -> tuple[
 differentiable_loss = _derivatives.differentiable(dense_loss_op, "GLoss", setup=_loss_setup, backward=_loss_backward)
 
 
-# Harmonic (alpha < 0), with r = d^-1/2 to give the system a unit diagonal:
-#   (I - r M_UU r) (F_U / r) = r M_UL Y_L         adjoint: the same system with r G_U on the right gives Lam_U / r
-#   dL/dM_ij = Lam_i . (F_j - F_i)
-# Spreading: (I - alpha M) F = (1 - alpha) Y;     dL/dM_ij = alpha Lam_i . F_j
+# Harmonic (alpha < 0), with e = M_UL 1:
+#   (diag(M_UU 1 + e) - M_UU) F_U = M_UL Y_L      adjoint: the same system with G_U on the right gives Lam_U
+#   dL/dM_ij = -(Lam_i - Lam_j) . (F_i - F_j) / 2
+# Spreading: (I - alpha M) F = (1 - alpha) Y with M = D^-1/2 A D^-1/2 has that form for F = D^1/2 G,
+#   (D - alpha D^1/2 M D^1/2) G = (1 - alpha) D^1/2 Y;      dL/dM_ij = alpha Lam_i . F_j
 @torch.library.custom_op("gloss_kernels::dense_propagate", mutates_args=())
 def dense_propagate_op(
-    m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float
+    m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float, root: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """F [n, C]; the Cholesky factor of the solved block in the corner of [n, n]; reachable [n]; what a row lacked [].
+    """F [n, C]; the factor of the solved block in the corner of [n, n]; reachable [n]; what a row's sum is off by [].
 
-    In float64 whatever m is: tight clusters that hang together by small weights make a block that float32 takes for
-    singular, or, worse, does not.
+    In float64 whatever m is (_elimination.py). root: D^1/2 [n], which spreading needs; a scale, no argument of F.
     """
     reachable = reachable_rows(m, fixed)
     rows = (reachable if alpha >= 0 else reachable & ~fixed).nonzero().squeeze(1)
@@ -128,65 +128,71 @@ def dense_propagate_op(
     if len(rows):
         wide = m[rows].double()
         if alpha >= 0:
-            system = -alpha * wide[:, rows]
-            right = (1 - alpha) * labels[rows]
+            scale = _scale(root, rows)
+            weights, excess = alpha * (scale * wide[:, rows] * scale.T), (1 - alpha) * scale[:, 0] ** 2
+            right = (1 - alpha) * scale * labels[rows]
         else:
-            scale = wide.sum(dim=1).rsqrt()[:, None]
-            system = -(scale * wide[:, rows] * scale.T)
-            right = scale * (wide @ labels)
-        system.diagonal().add_(1)
-        lower = cholesky(system)
-        solution = torch.cholesky_solve(right, lower)
-        if alpha < 0:
-            solution = (scale * solution).clamp(min=0)
-            lack = 1 - solution.sum(dim=1, keepdim=True)
-            lacks = lack.abs().amax()
-            # Exact rows sum to 1. What one lacks, where documents hang on the labelled ones by a weight beyond float64,
-            # goes to the classes in the proportion they have among the labelled.
-            solution = solution + lack.clamp(min=0) * labels[fixed].mean(dim=0)
+            weights, right = wide[:, rows], wide @ labels
+            excess = right.sum(dim=1)
+        factored = _elimination.factor(weights, excess)
+        solution = _elimination.solve(factored, right)
+        if alpha >= 0:
+            solution = scale * solution
+        else:
+            lacks = (1 - solution.sum(dim=1)).abs().amax()
         f[rows] = solution
-        factor[: len(rows), : len(rows)] = lower
+        factor[: len(rows), : len(rows)] = factored
     return f, factor, reachable, lacks
 
 
+def _scale(root: Tensor | None, rows: Tensor) -> Tensor:
+    if root is None:
+        raise ValueError("root must be D^1/2 where labels are spread, got None")
+    return root[rows].double()[:, None]
+
+
 @dense_propagate_op.register_fake
-def _(m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    m: Tensor, fixed: Tensor, boundary: Tensor, alpha: float, root: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     factor = m.new_empty(m.shape, dtype=torch.float64)
     return factor.new_empty(boundary.shape), factor, fixed.new_empty(fixed.shape), factor.new_empty(())
 
 
 @torch.library.custom_op("gloss_kernels::dense_propagate_backward", mutates_args=())
 def dense_propagate_backward_op(
-    grad_f: Tensor, m: Tensor, fixed: Tensor, f: Tensor, factor: Tensor, reachable: Tensor, alpha: float
-) -> Tensor:
+    grad_f: Tensor, m: Tensor, fixed: Tensor, f: Tensor, factor: Tensor, reachable: Tensor, root: Tensor | None,
+    alpha: float,
+) -> Tensor:  # fmt: skip
     rows = (reachable if alpha >= 0 else reachable & ~fixed).nonzero().squeeze(1)
-    grad_m = torch.zeros_like(m)
-    if len(rows):
-        lower, grad = factor[: len(rows), : len(rows)], grad_f[rows]
-        if alpha >= 0:
-            grad_rows = alpha * (torch.cholesky_solve(grad, lower) @ f.T)
-        else:
-            scale = m[rows].double().sum(dim=1).rsqrt()[:, None]
-            lam = scale * torch.cholesky_solve(scale * grad, lower)
-            grad_rows = lam @ f.T - (lam * f[rows]).sum(dim=1, keepdim=True)
-        grad_m[rows] = grad_rows.to(m.dtype)
-    return grad_m
+    if not len(rows):
+        return torch.zeros_like(m)
+    factored, grad, lam = factor[: len(rows), : len(rows)], grad_f[rows].double(), torch.zeros_like(f)
+    if alpha >= 0:
+        scale = _scale(root, rows)
+        lam[rows] = alpha * scale * _elimination.solve_signed(factored, scale * grad)
+        return (lam @ f.T).to(m.dtype)
+    lam[rows] = _elimination.solve_signed(factored, grad)
+    return (_elimination.edge_gradient(lam, f) / 2).to(m.dtype)
 
 
 @dense_propagate_backward_op.register_fake
-def _(grad_f: Tensor, m: Tensor, fixed: Tensor, f: Tensor, factor: Tensor, reachable: Tensor, alpha: float) -> Tensor:
+def _(
+    grad_f: Tensor, m: Tensor, fixed: Tensor, f: Tensor, factor: Tensor, reachable: Tensor, root: Tensor | None,
+    alpha: float,
+) -> Tensor:  # fmt: skip
     return m.new_empty(m.shape)
 
 
-def _solve_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    m, fixed, _, ctx.alpha = inputs
+def _solve_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    m, fixed, _, ctx.alpha, root = inputs
     f, factor, reachable, lacks = output
     ctx.mark_non_differentiable(factor, reachable, lacks)
-    return m, fixed, f, factor, reachable
+    return m, fixed, f, factor, reachable, root
 
 
 def _solve_backward(ctx: Any, kept: Any, grad_f: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    return dense_propagate_backward_op(grad_f, *kept, ctx.alpha), None, None, None
+    return dense_propagate_backward_op(grad_f, *kept, ctx.alpha), None, None, None, None
 
 
 dense_propagate = _derivatives.differentiable(dense_propagate_op, "GLoss", setup=_solve_setup, backward=_solve_backward)

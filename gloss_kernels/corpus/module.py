@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import _backends, _checks
 from .._labels import count_classes, known_labels
-from .._math import drop_vanishing, unit_rows
+from .._math import gaussian, unit_rows
 from .._options import TARGETS, PropagateOptions
 from .._product import product
 from ..graph import SMALLEST_SIGMA, SimilarityGraph, similarity_graph
@@ -346,7 +346,7 @@ class CorpusGLoss(nn.Module):
 
     def _weights(self, cosines: Tensor) -> Tensor:
         """In float64: with a small sigma all neighbours of a document may be below what float32 holds."""
-        return drop_vanishing(torch.exp((cosines.double() - 1).clamp(max=0) * (1 / self.sigma**2)))
+        return gaussian((cosines.double() - 1).clamp(max=0) * (1 / self.sigma**2))
 
     # -------------------------------------------------------------------------------------------- now and then
     def _count_rows(self) -> int:

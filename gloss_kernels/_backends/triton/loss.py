@@ -1,8 +1,8 @@
 """The dense mini-batch path in Triton: what csrc/loss does, the same formulas in float64, up to 512 documents.
 
-Products of matrices and the Cholesky factor are torch's. The system keeps the size of the batch: a document that is not
-solved for has a row of the identity and 0 on the right, so that no size has to come back from the device; the host waits
-once, for the word that the factorisation succeeded.
+Products of matrices and the solves with triangles are torch's; the elimination is torch's products and, of its diagonal
+blocks, a kernel. The system keeps the size of the batch: a document that is not solved for has no weights, an excess of 1
+and 0 on the right, so that no size has to come back from the device.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ import torch
 import triton
 import triton.language as tl
 
-from ..._math import cholesky, compute_dtype, shortest_with_gradient
+from ..._elimination import ULPS, factor, solve, solve_signed
+from ..._math import SMALLEST_EXPONENT, compute_dtype, shortest_with_gradient
 from ..._product import in_float64
 from ..protocol import Batch, BatchLoss
 from ._launch import INTERPRETED, cdiv, jit, launch, power_of_two
 from .target import target_loss
 
-dense_rows = 512  # of dense_loss; above, torch's blocked Cholesky is the faster one
+dense_rows = 512  # of dense_loss; above, the torch path is the faster one
 
+BLOCK = 64  # rows of a diagonal block of the elimination: its 32 KB are the registers of one program
+ROUNDING = ULPS * 2.0**-52
 ROWS, COLUMNS = (128, 128) if INTERPRETED else (4, 64)  # of a tile of an n x n matrix
 
 
 @triton.jit
-def power(x, exponent):
-    """x ** exponent for exponent -0.5, -1 and -1.5; 0 where x is 0."""
-    inverse = tl.where(x > 0, 1 / tl.where(x > 0, x, 1.0), 0.0)
-    root = tl.sqrt(inverse)
-    return root if exponent == -0.5 else inverse if exponent == -1 else inverse * root
+def inverse_root(x):
+    """x ** -1/2; 0 where x is 0."""
+    return tl.where(x > 0, 1 / tl.sqrt(tl.where(x > 0, x, 1.0)), 0.0)
 
 
 # ------------------------------------------------------------------------------------------- unit rows
@@ -89,7 +90,7 @@ def project_rows_kernel(unit_ptr, inverse_norm_ptr, grad_unit_ptr, grad_ptr, n, 
 @jit(run_time=("n",))
 def weights_kernel(cosine_ptr, inverse_sigma_ptr, weight_ptr, degree_ptr, n, SMALLEST: tl.constexpr,
                    ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
-    """W_ij = exp((c_ij - 1) / (sigma_i sigma_j)), 0 on the diagonal and below SMALLEST; d = W 1."""
+    """W_ij = exp((c_ij - 1) / (sigma_i sigma_j)), 0 on the diagonal and from the exponent SMALLEST on; d = W 1."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     own = tl.load(inverse_sigma_ptr + row, row < n, 0.0)
     degree = tl.zeros([ROWS], tl.float64)
@@ -99,8 +100,9 @@ def weights_kernel(cosine_ptr, inverse_sigma_ptr, weight_ptr, degree_ptr, n, SMA
         at = row[:, None] * n + column[None, :]
         distance = tl.load(cosine_ptr + at, mask, 0.0).to(tl.float64) - 1
         other = tl.load(inverse_sigma_ptr + column, column < n, 0.0)
-        w = tl.exp(tl.where(distance > 0, 0.0, distance) * (own[:, None] * other[None, :]))
-        w = tl.where((row[:, None] == column[None, :]) | (w < SMALLEST) | ~mask, 0.0, w)
+        exponent = tl.where(distance > 0, 0.0, distance) * (own[:, None] * other[None, :])
+        none = (row[:, None] == column[None, :]) | (exponent <= SMALLEST) | ~mask
+        w = tl.where(none, 0.0, tl.exp(exponent))
         tl.store(weight_ptr + at, w, mask)
         degree += tl.sum(w, 1)
     tl.store(degree_ptr + row, degree, row < n)
@@ -127,28 +129,38 @@ def reach_kernel(weight_ptr, reached_ptr, n, ROWS: tl.constexpr, COLUMNS: tl.con
             tl.debug_barrier()
 
 
-@jit(run_time=("n",))
-def system_kernel(weight_ptr, scale_ptr, solved_ptr, root_ptr, system_ptr, n, ROWS: tl.constexpr,
-                  COLUMNS: tl.constexpr):  # fmt: skip
-    """I - r M r between documents that are solved for; r = D^-1/2, or alpha^1/2 for spreading."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    mine = tl.load(scale_ptr + row, row < n, 0.0)
-    mine *= tl.load(solved_ptr + row, row < n, 0).to(tl.float64)
-    mine *= tl.load(root_ptr + row, row < n, 0.0)
-    for first in range(0, n, COLUMNS):
-        column = first + tl.arange(0, COLUMNS)
-        mask = (row < n)[:, None] & (column < n)[None, :]
-        at = row[:, None] * n + column[None, :]
-        other = tl.load(scale_ptr + column, column < n, 0.0)
-        other *= tl.load(solved_ptr + column, column < n, 0).to(tl.float64)
-        other *= tl.load(root_ptr + column, column < n, 0.0)
-        m = mine[:, None] * tl.load(weight_ptr + at, mask, 0.0) * other[None, :]
-        tl.store(system_ptr + at, tl.where(row[:, None] == column[None, :], 1.0, -m), mask)
+@jit(run_time=("n", "stride"))
+def eliminate_kernel(weight_ptr, excess_ptr, factor_ptr, n, stride, SIZE: tl.constexpr):
+    """_elimination.factor of one block, W symmetric with this row stride: a pivot is the sum of what its row has left."""
+    i = tl.arange(0, SIZE)
+    row_id, column_id = i[:, None], i[None, :]
+    inside = (row_id < n) & (column_id < n)
+    w = tl.load(weight_ptr + row_id * stride + column_id, inside, 0.0)
+    e = tl.load(excess_ptr + i, i < n, 0.0)
+    for k in range(0, n):
+        row = tl.where(i > k, tl.sum(tl.where(row_id == k, w, 0.0), 0), 0.0)
+        column = tl.where(i > k, tl.sum(tl.where(column_id == k, w, 0.0), 1), 0.0)
+        own = tl.sum(tl.where(i == k, e, 0.0), 0)
+        root = tl.sqrt(tl.sum(row, 0) + own)
+        row, column = row / root, column / root
+        tl.store(factor_ptr + k * n + i, tl.where(i == k, root, -row), i < n)
+        w += column[:, None] * row[None, :]
+        e += column * (own / root)
+
+
+def leaf(weights: torch.Tensor, excess: torch.Tensor) -> torch.Tensor:
+    n = len(excess)
+    found = weights.new_empty((n, n))
+    launch(
+        eliminate_kernel, 1, found, weights, excess.contiguous(), found, n, weights.stride(0),
+        SIZE=max(16, power_of_two(n)), num_warps=8,
+    )  # fmt: skip
+    return found
 
 
 # ------------------------------------------------------------------------------------------- F and the loss
 @jit(run_time=("n", "classes"))
-def score_kernel(solution_ptr, root_ptr, solved_ptr, label_ptr, target_ptr, scored_ptr, class_weight_ptr, share_ptr,
+def score_kernel(solution_ptr, root_ptr, solved_ptr, label_ptr, target_ptr, scored_ptr, class_weight_ptr,
                  f_ptr, result_ptr, loss_ptr, lack_ptr, right_ptr, n, classes, SMOOTHING: tl.constexpr,
                  SPREADING: tl.constexpr, TARGET: tl.constexpr, WEIGHTED: tl.constexpr, ALL: tl.constexpr,
                  ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
@@ -174,17 +186,14 @@ def score_kernel(solution_ptr, root_ptr, solved_ptr, label_ptr, target_ptr, scor
     root = tl.load(root_ptr + row, there, 0.0)
     solution = tl.load(solution_ptr + at, mask, 0.0)
     prior = 1 / classes.to(tl.float64)
+    f = root[:, None] * solution
     if SPREADING:
-        f = tl.where(solved[:, None], solution, 0.0)
+        f = tl.where(solved[:, None], f, 0.0)
         sum = tl.sum(f, 1)
         lack = tl.zeros([ROWS], tl.float64)
         probability = tl.where(sum[:, None] > 0, f / tl.where(sum > 0, sum, 1.0)[:, None], prior)
     else:
-        f = tl.where(solution > 0, root[:, None] * solution, 0.0)
-        f = tl.where(solution == solution, f, solution)  # NaN stays
         lack = tl.where(solved, 1 - tl.sum(f, 1), 0.0)
-        share = tl.load(share_ptr + column, column < classes, 0.0)
-        f += tl.where(lack > 0, lack, 0.0)[:, None] * share[None, :]
         known = (label[:, None] == column[None, :]).to(tl.float64)
         f = tl.where(solved[:, None], f, tl.where((label >= 0)[:, None], known, prior))
         probability = f
@@ -205,17 +214,17 @@ def score_kernel(solution_ptr, root_ptr, solved_ptr, label_ptr, target_ptr, scor
     if SPREADING:
         along = tl.sum(tl.where(mask, grad * probability, 0.0), 1)
         grad = tl.where((sum > 0)[:, None], (grad - along[:, None]) / tl.where(sum > 0, sum, 1.0)[:, None], 0.0)
-    else:
-        grad *= root[:, None]
+    grad *= root[:, None]
     grad = tl.where(solved[:, None], grad, 0.0)
     tl.store(right_ptr + at, tl.where(wrong[:, None], float("nan"), grad), mask)
 
 
 # ------------------------------------------------------------------------------------------- the gradient
 @triton.jit
-def edge_gradient(f_ptr, lam_ptr, row, column, n, classes, SPREADING: tl.constexpr, ROWS: tl.constexpr,
-                  COLUMNS: tl.constexpr):  # fmt: skip
-    """dL/dM_ij + dL/dM_ji; lam is 0 in rows that were not solved for."""
+def edge_gradient(f_ptr, lam_ptr, row, column, n, classes, SPREADING: tl.constexpr, ROUNDING: tl.constexpr,
+                  ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """dL/dM_ij + dL/dM_ji; lam is 0 in rows that were not solved for. Harmonic, a difference of two F within their
+    ROUNDING counts as 0: lam may be 1e70."""
     total = tl.zeros([ROWS, COLUMNS], tl.float64)
     own, other = row * classes, column.to(tl.int64) * classes
     for c in range(0, classes):
@@ -224,13 +233,15 @@ def edge_gradient(f_ptr, lam_ptr, row, column, n, classes, SPREADING: tl.constex
         if SPREADING:
             total += lam_i[:, None] * f_j[None, :] + lam_j[None, :] * f_i[:, None]
         else:
-            total += (lam_i[:, None] - lam_j[None, :]) * (f_j[None, :] - f_i[:, None])
+            difference = f_j[None, :] - f_i[:, None]
+            counts = tl.abs(difference) > ROUNDING * tl.maximum(f_i[:, None], f_j[None, :])
+            total += tl.where(counts, (lam_i[:, None] - lam_j[None, :]) * difference, 0.0)
     return total
 
 
 @jit(run_time=("n", "classes"))
 def to_scale_kernel(weight_ptr, f_ptr, lam_ptr, degree_ptr, scale_ptr, to_degree_ptr, to_inner_ptr, n, classes,
-                    SPREADING: tl.constexpr, PUBLISHED: tl.constexpr, ROWS: tl.constexpr,
+                    SPREADING: tl.constexpr, PUBLISHED: tl.constexpr, ROUNDING: tl.constexpr, ROWS: tl.constexpr,
                     COLUMNS: tl.constexpr):  # fmt: skip
     """The gradient of s, as that of d (symmetric) or of W d^-1/2 (published)."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -240,20 +251,22 @@ def to_scale_kernel(weight_ptr, f_ptr, lam_ptr, degree_ptr, scale_ptr, to_degree
         mask = (row < n)[:, None] & (column < n)[None, :]
         w = tl.load(weight_ptr + row[:, None] * n + column[None, :], mask, 0.0)
         s = tl.load(scale_ptr + column, column < n, 0.0)
-        edge = edge_gradient(f_ptr, lam_ptr, row, column, n, classes, SPREADING, ROWS, COLUMNS)
+        edge = edge_gradient(f_ptr, lam_ptr, row, column, n, classes, SPREADING, ROUNDING, ROWS, COLUMNS)
         total += tl.sum(tl.where(w > 0, edge * w * s[None, :], 0.0), 1)
     if PUBLISHED:
         s = tl.load(scale_ptr + row, row < n, 0.0)
         tl.store(to_inner_ptr + row, -total * s * s, row < n)
     else:
         degree = tl.load(degree_ptr + row, row < n, 0.0)
-        tl.store(to_degree_ptr + row, -0.5 * total * power(degree, -1.5), row < n)
+        root = inverse_root(degree)  # d^-3/2 by itself may overflow
+        tl.store(to_degree_ptr + row, -0.5 * total * root * root * root, row < n)
 
 
 @jit(run_time=("n", "classes"))
 def edges_kernel(cosine_ptr, inverse_sigma_ptr, weight_ptr, f_ptr, lam_ptr, scale_ptr, inner_ptr, to_degree_ptr,
                  to_inner_ptr, grad_cosine_ptr, grad_sigma_ptr, n, classes, SPREADING: tl.constexpr,
-                 NORMALIZED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+                 NORMALIZED: tl.constexpr, ROUNDING: tl.constexpr, ROWS: tl.constexpr,
+                 COLUMNS: tl.constexpr):  # fmt: skip
     """The gradients of the cosines and of 1 / sigma."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = row < n
@@ -267,7 +280,7 @@ def edges_kernel(cosine_ptr, inverse_sigma_ptr, weight_ptr, f_ptr, lam_ptr, scal
         w = tl.load(weight_ptr + at, mask, 0.0)
         distance = tl.load(cosine_ptr + at, mask, 1.0).to(tl.float64) - 1
         other, s_j = tl.load(inverse_sigma_ptr + column, beside, 0.0), tl.load(scale_ptr + column, beside, 0.0)
-        edge = edge_gradient(f_ptr, lam_ptr, row, column, n, classes, SPREADING, ROWS, COLUMNS)
+        edge = edge_gradient(f_ptr, lam_ptr, row, column, n, classes, SPREADING, ROUNDING, ROWS, COLUMNS)
         edge *= s_i[:, None] * s_j[None, :]
         if NORMALIZED:
             inner_i, inner_j = tl.load(inner_ptr + row, there, 0.0), tl.load(inner_ptr + column, beside, 0.0)
@@ -301,15 +314,14 @@ def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
     launch(unit_rows_kernel, cdiv(n, ROWS), x, x, unit, inverse_norms, n, d, **wide)
     cosines = in_float64(unit, unit.T)
     weights, degree = torch.empty((n, n), **double), torch.empty(n, **double)
-    smallest = 1e-280 if dtype == torch.float64 else 1e-32
-    by_rows(weights_kernel, cosines, inverse_sigma, weights, degree, n, SMALLEST=smallest)
+    by_rows(weights_kernel, cosines, inverse_sigma, weights, degree, n, SMALLEST=SMALLEST_EXPONENT)
     inner = torch.where(degree > 0, degree, torch.inf).rsqrt()
     scale = torch.ones_like(degree) if not normalized else inner
     if published:
         scale = (weights @ inner).reciprocal()
         scale = scale.masked_fill(scale == torch.inf, 0.0)
 
-    # The documents that are solved for, their system with a unit diagonal, and its right-hand side.
+    # The documents that are solved for, their system and its right-hand side.
     labeled = (labels >= 0) & (labels < num_classes)
     reached = labeled.int()
     launch(reach_kernel, 1, x, weights, reached, n, ROWS=max(ROWS, 16), COLUMNS=COLUMNS)
@@ -317,26 +329,25 @@ def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
     solved = reachable if spreading else reachable & ~labeled
     places = torch.where(labeled, labels + 1, 0)[:, None]
     boundary = torch.zeros((n, num_classes + 1), **double).scatter_(1, places, 1.0)[:, 1:]
-    if alpha is not None:
-        root, right = torch.full_like(degree, alpha**0.5), (1 - alpha) * boundary * solved[:, None]
+    if alpha is not None:  # (D - alpha W) G = (1 - alpha) D^1/2 Y, F = D^1/2 G
+        root = torch.where(degree > 0, degree, 1 / (1 - alpha)).sqrt()  # a labelled document by itself: F = Y
+        mine, excess = alpha**0.5 * solved.double(), (1 - alpha) * root * root
+        right = (1 - alpha) * root[:, None] * boundary
     else:
-        total = (weights @ scale) * scale
-        root = torch.where(solved & (total > 0), torch.where(total > 0, total, 1.0).rsqrt(), 0.0)
-        right = (root * scale)[:, None] * (weights @ (scale[:, None] * boundary))
-    system = torch.empty_like(weights)
-    marks = solved.int()
-    by_rows(system_kernel, weights, scale, marks, root, system, n)
-    factor = cholesky(system)
-    solution = torch.cholesky_solve(right, factor).contiguous()
+        root, mine = torch.ones_like(degree), scale * solved.double()
+        right = weights @ (scale[:, None] * boundary) * mine[:, None]
+        excess = right.sum(dim=1)
+    factored = factor(weights * mine[:, None] * mine, torch.where(solved, excess, 1.0), leaf, BLOCK)
+    solution = solve(factored, right * solved[:, None]).contiguous()
 
     f, result = torch.empty_like(solution), torch.empty((n, num_classes), dtype=dtype, device=x.device)
     parts, lacks, right = torch.empty_like(degree), torch.empty_like(degree), torch.empty_like(solution)
-    share = boundary.sum(dim=0) / labeled.sum().clamp(min=1)
     classes = power_of_two(num_classes)
     rows = max(1, min(power_of_two(n), (1 << 16 if INTERPRETED else 1024) // classes))
+    marks = solved.int()
     launch(
         score_kernel, cdiv(n, rows), x, solution, root, marks, labels, targets, scored.int(),
-        degree if class_weight is None else class_weight, share, f, result, parts, lacks, right, n, num_classes,
+        degree if class_weight is None else class_weight, f, result, parts, lacks, right, n, num_classes,
         SMOOTHING=smoothing, SPREADING=spreading, TARGET=batch.target, WEIGHTED=class_weight is not None,
         ALL=power_of_two(n), ROWS=rows, COLUMNS=classes,
     )  # fmt: skip
@@ -344,19 +355,20 @@ def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
     if not want_gradient:
         return BatchLoss(loss, result, reachable, lack, x.new_empty(0), degree.new_empty(0))
 
-    lam = torch.cholesky_solve(right, factor).mul_(alpha if alpha is not None else root[:, None]).contiguous()
+    lam = solve_signed(factored, right)
+    lam = (lam if alpha is None else alpha * root[:, None] * lam).contiguous()
     to_degree, to_inner = torch.zeros_like(degree), torch.zeros_like(degree)
     if normalized:
         by_rows(
             to_scale_kernel, weights, f, lam, degree, scale, to_degree, to_inner, n, num_classes,
-            SPREADING=spreading, PUBLISHED=published,
+            SPREADING=spreading, PUBLISHED=published, ROUNDING=ROUNDING,
         )  # fmt: skip
     if published:
-        to_degree = -0.5 * (weights @ to_inner) * inner**3
+        to_degree = -0.5 * (weights @ to_inner) * inner * inner * inner
     grad_cosines, grad_sigma = torch.empty_like(cosines), torch.empty_like(degree)
     by_rows(
         edges_kernel, cosines, inverse_sigma, weights, f, lam, scale, inner, to_degree, to_inner, grad_cosines,
-        grad_sigma, n, num_classes, SPREADING=spreading, NORMALIZED=normalized,
+        grad_sigma, n, num_classes, SPREADING=spreading, NORMALIZED=normalized, ROUNDING=ROUNDING,
     )  # fmt: skip
     grad_unit, grad = in_float64(grad_cosines, unit), torch.empty_like(x)
     launch(
