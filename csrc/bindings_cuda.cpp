@@ -146,6 +146,24 @@ void propagate_backward(int64_t n, int64_t capacity, int64_t num_classes, bool i
 }
 
 // ------------------------------------------------------------------------------------------------ loss
+void flow(int64_t rows, int64_t columns, bool is_double, Address crow, Address col, Address weight, Address excess,
+          Address x, Address right, Address out, int device, Address stream) {
+  py::gil_scoped_release no_gil;
+  by_type(is_double, [&](auto type) {
+    using T = decltype(type);
+    cuda::flow<T>({rows, at<int64_t>(crow), at<int32_t>(col), at<T>(weight), at<T>(excess)}, columns, at<T>(x),
+                  at<T>(right), at<T>(out), to_queue(device, stream));
+  });
+}
+void flow_gradient(int64_t n, int64_t columns, Address crow, Address col, Address lam, Address f, Address pull,
+                   Address reachable, double lam_noise, double f_noise, Address grad_values, int device,
+                   Address stream) {
+  py::gil_scoped_release no_gil;
+  cuda::flow_gradient(to_csr(crow, col, n), columns,
+                      {at<double>(lam), at<double>(f), at<double>(pull), at<uint8_t>(reachable), lam_noise, f_noise},
+                      at<double>(grad_values), to_queue(device, stream));
+}
+
 void dense_unit_rows(int64_t n, int64_t cols, bool is_double, Address x, Address unit, Address inverse_norms,
                      int device, Address stream) {
   py::gil_scoped_release no_gil;
@@ -226,6 +244,11 @@ void bind_cuda(py::module_ m) {
         arg("crow"), arg("col"), arg("values"), arg("fixed"), arg("reachable"), arg("prior"), arg("result"),
         arg("grad_result"), arg("alpha"), arg("prior_strength"), arg("tol"), arg("max_iter"),
         arg("grad_values"), arg("residual"), arg("iterations"), arg("workspace"), arg("device"), arg("stream"));
+  m.def("flow", &flow, arg("rows"), arg("columns"), arg("is_double"), arg("crow"), arg("col"), arg("weight"),
+        arg("excess"), arg("x"), arg("right"), arg("out"), arg("device"), arg("stream"));
+  m.def("flow_gradient", &flow_gradient, arg("n"), arg("columns"), arg("crow"), arg("col"), arg("lam"), arg("f"),
+        arg("pull"), arg("reachable"), arg("lam_noise"), arg("f_noise"), arg("grad_values"), arg("device"),
+        arg("stream"));
   m.def("dense_unit_rows", &dense_unit_rows, arg("n"), arg("cols"), arg("is_double"), arg("x"), arg("unit"),
         arg("inverse_norms"), arg("device"), arg("stream"));
   m.def("dense_unit_rows_backward", &dense_unit_rows_backward, arg("n"), arg("cols"), arg("is_double"), arg("unit"),

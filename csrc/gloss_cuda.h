@@ -68,7 +68,8 @@ void normalize_edges_backward(Csr graph, int64_t capacity, const T* values, Norm
 // options.threads is not used. The iteration stops when every column has converged: the host looks at a flag that
 // arrives some iterations late, so it waits for the device now and then but never drains it. While the stream is being
 // captured into a graph no flag is read: max_iter iterations of every attempt and panel are queued, and those past
-// convergence do nothing; the replay gives the bits of a plain call.
+// convergence do nothing; the replay gives the bits of a plain call. Of the harmonic solution this is the solver while
+// a stream is captured (else: flow, below): its preconditioner is the diagonal, so weights should not span more than 1e5.
 // residual [num_classes], iterations, used_tol: on the device.
 template <class T>
 int64_t propagate_workspace(int64_t n, int64_t capacity, int64_t num_classes);
@@ -86,6 +87,32 @@ void propagate_backward(Csr graph, int64_t capacity, const T* values, int64_t nu
                         const uint8_t* reachable, const T* prior, const T* result, const T* grad_result,
                         cpu::PropagateOptions options, const double* tol, T* grad_values, double* residual,
                         int64_t* iterations, void* workspace, Queue queue);
+
+// The harmonic system, of the multilevel solver (gloss_kernels/_backends/multilevel.py).
+//
+// out = A x, (A x)_i = excess_i x_i + sum_j weight_ij (x_i - x_j), or with `right` (else null) right - A x, all
+// [rows, columns]. Never a diagonal: weights span many orders of magnitude, and the small ones decide.
+template <class T>
+struct FlowLevel {
+  int64_t rows;
+  const int64_t* crow;  // [rows + 1]
+  const int32_t* col;   // [nnz]
+  const T* weight;      // [nnz]
+  const T* excess;      // [rows]
+};
+template <class T>
+void flow(const FlowLevel<T>& level, int64_t columns, const T* x, const T* right, T* out, Queue queue);
+
+// grad_values of entry (i, j), where both rows are reachable and i != j,
+// -(lam_i - lam_j) . (f_i - f_j) / 2 - (pull_i + pull_j) / 2; else 0. A difference of a column counts where it is
+// larger than lam_noise, or f_noise, times the larger of the two. Entries past crow[n] are left as they are.
+struct FlowEnds {
+  const double *lam, *f;     // [n, columns]
+  const double* pull;        // [n]
+  const uint8_t* reachable;  // [n]
+  double lam_noise, f_noise;
+};
+void flow_gradient(Csr graph, int64_t columns, const FlowEnds& ends, double* grad_values, Queue queue);
 
 // ------------------------------------------------------------------------------ dense mini-batch path
 // n <= 512. A system that cannot be factored gives NaN (the CPU throws), and so does a row with NaN or Inf. A label that

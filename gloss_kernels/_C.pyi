@@ -200,6 +200,37 @@ class CpuCore(Core, Protocol):
 
 class CudaCore(Core, Protocol):
     def problem(self, device: int) -> str: ...
+    def flow(
+        self,
+        *,
+        rows: int,
+        columns: int,
+        is_double: bool,
+        crow: Address,
+        col: Address,
+        weight: Address,
+        excess: Address,
+        x: Address,
+        right: Address,
+        out: Address,
+        **tail: Any,
+    ) -> None: ...
+    def flow_gradient(
+        self,
+        *,
+        n: int,
+        columns: int,
+        crow: Address,
+        col: Address,
+        lam: Address,
+        f: Address,
+        pull: Address,
+        reachable: Address,
+        lam_noise: float,
+        f_noise: float,
+        grad_values: Address,
+        **tail: Any,
+    ) -> None: ...
 
 def isa() -> str: ...
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from .. import _library, _progress, _settings
 from .._math import compute_dtype
 from .._product import in_core, in_float64
+from . import multilevel
+from .hierarchy import Level
 from .protocol import Batch, BatchLoss, Combination, Edges, Search, SearchGradient, Solution, Structure, System
 
 
@@ -204,6 +206,8 @@ class Native:
 
     # --------------------------------------------------------------------------------------- propagate
     def propagate(self, system: System, boundary: Tensor, has_initial: bool, tol: float) -> Solution:
+        if self.side == "cuda" and _multilevel(system, boundary):
+            return multilevel.propagate(self, system, boundary, has_initial, tol)
         call, edges, boundary = _Call(self.side, boundary), system.edges, boundary.contiguous()
         out = Solution(
             result=torch.empty_like(boundary),
@@ -223,6 +227,8 @@ class Native:
     def propagate_backward(
         self, system: System, result: Tensor, reachable: Tensor, used_tol: Tensor, grad_result: Tensor
     ) -> tuple[Tensor, Tensor]:
+        if self.side == "cuda" and _multilevel(system, result):
+            return multilevel.propagate_backward(self, system, result, reachable, used_tol, grad_result)
         call, edges = _Call(self.side, result), system.edges
         values = self._weights(call, edges, result)
         grad_values = torch.zeros_like(values)
@@ -243,6 +249,22 @@ class Native:
             call.tail["report"] = _progress.current_report()
             return edges.values.double().contiguous()
         return edges.values.to(result.dtype).contiguous()
+
+    def flow(self, level: Level, x: Tensor, right: Tensor | None) -> Tensor:
+        call, out = _Call(self.side, x), torch.empty_like(x)
+        call.run(
+            "flow", {"rows": len(x), "columns": x.shape[1], "is_double": _library.is_double(x)}, crow=level.crow,
+            col=level.col, weight=level.weight, excess=level.excess, x=x, right=right, out=out,
+        )  # fmt: skip
+        return out
+
+    def flow_gradient(self, edges: Edges, ends: multilevel.Ends) -> Tensor:
+        call, grad_values = _Call(self.side, ends.f), torch.zeros_like(edges.values, dtype=torch.float64)
+        call.run(
+            "flow_gradient", {"n": len(ends.f), "columns": ends.f.shape[1]}, crow=edges.crow, col=edges.col,
+            **ends._asdict(), grad_values=grad_values,
+        )  # fmt: skip
+        return grad_values
 
     # -------------------------------------------------------------------------------------------- loss
     def dense_loss(self, batch: Batch, want_gradient: bool) -> BatchLoss:
@@ -284,6 +306,12 @@ class Native:
 def _solve_size(edges: Edges, result: Tensor) -> dict[str, Any]:
     classes = {"num_classes": result.shape[1], "is_double": _library.is_double(result)}
     return {"n": len(edges.crow) - 1, "capacity": len(edges.values), **classes}
+
+
+def _multilevel(system: System, like: Tensor) -> bool:
+    """Whether the multilevel solver runs. Its loop reads the device, so while a CUDA graph is captured conjugate gradients
+    with a fixed number of iterations take its place: there, weights should not span more than about 1e5."""
+    return system.alpha is None and not _library.capturing(like)
 
 
 def _size(edges: Edges) -> dict[str, Any]:
