@@ -88,8 +88,8 @@ def build_hierarchy(graph: Graph, tol: float) -> Hierarchy:
         groupings.append(group)
 
     inverse, pivots = eliminate(directed(graph), graph.excess) if graph.rows <= MOST_DENSE else (None, diagonals[-1])
-    spread = torch.stack([f(x) for x in (*diagonals, pivots) if len(x) for f in (torch.min, torch.max)])
-    least, most = float(spread.min()), float(spread.max())
+    spread = torch.cat([*diagonals, pivots])
+    least, most = map(float, spread.aminmax()) if len(spread) else (1.0, 1.0)
     dtype = torch.float32 if tol >= 1e-5 and most <= WIDEST_SINGLE * least else torch.float64
     middle = 0.5 * (math.log2(least) + math.log2(most)) if least > 0 and math.isfinite(most) else 0.0
     scale = math.ldexp(1.0, -round(middle))
