@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import BACKENDS, is_interpreted
+from conftest import BACKENDS
 from torch import Tensor
 
 from gloss_kernels import _backends
@@ -92,7 +92,99 @@ def test_probabilities_are_right(sigma: float, share: float, dtype: torch.dtype,
     tol = 1e-10 if dtype == torch.float64 else 1e-4
     found, again = (_backends.kernels(backend).propagate(system, boundary, False, tol) for _ in range(2))
     error = np.abs(found.result.double().numpy() - truth(weights, labels)).max()
-    print(f"sigma {sigma} share {share} {dtype} {backend}: error {error:.1e}, {int(found.iterations)} iterations, residual {float(found.residual.max()):.1e}")
     assert error <= (1e-8 if dtype == torch.float64 else 1e-3)
     assert found.residual.max() <= tol and found.reachable.all()
     assert torch.equal(found.result, again.result)
+
+
+def log_weight_gradient(weights: np.ndarray, labels: np.ndarray, sense: np.ndarray) -> np.ndarray:
+    """d (sense . F) / d log w_ij [n, n] of undirected edges by central differences of the elimination."""
+    grad, step = np.zeros_like(weights), 1e-4
+    for i, j in zip(*np.triu(weights).nonzero(), strict=True):
+        ends = []
+        for sign in (1, -1):
+            moved = weights.copy()
+            moved[i, j] = moved[j, i] = weights[i, j] * np.exp(sign * step)
+            ends.append((sense * truth(moved, labels)).sum())
+        grad[i, j] = grad[j, i] = (ends[0] - ends[1]) / (2 * step)
+    return grad
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("sigma", [0.1, 0.3])
+def test_gradient_is_right(sigma: float, dtype: torch.dtype, backend: str) -> None:
+    """Float64 weights whatever the dtype of the probabilities; Lam reaches 1e30 and more here."""
+    weights, labels = clustered(28, sigma), labels_of(28, 0.2)
+    sense = np.random.default_rng(2).normal(size=(28, CLASSES))
+    system, boundary = problem(weights, labels, dtype)
+    kernels, tol = _backends.kernels(backend), 1e-12 if dtype == torch.float64 else 1e-4
+    found = kernels.propagate(system, boundary, False, tol)
+    grad, residual = kernels.propagate_backward(
+        system, found.result, found.reachable, found.used_tol, torch.from_numpy(sense).to(dtype)
+    )
+    assert grad.dtype == torch.float64 and residual.max() <= 10 * tol
+    row, col = weights.nonzero()
+    ours, wanted = 2 * grad.numpy() * weights[row, col], log_weight_gradient(weights, labels, sense)[row, col]
+    assert np.abs(ours - wanted).max() <= (1e-6 if dtype == torch.float64 else 1e-3) * np.abs(wanted).max()
+
+
+def level_of(weights: np.ndarray, dtype: torch.dtype) -> Level:
+    row, col = weights.nonzero()
+    crow = torch.from_numpy(np.searchsorted(row, np.arange(len(weights) + 1)))
+    none = torch.zeros(0, dtype=dtype)
+    excess = torch.rand(len(weights), dtype=dtype)
+    values = torch.from_numpy(weights[row, col]).to(dtype)
+    return Level(crow, torch.from_numpy(col).int().contiguous(), values, excess, none, crow[:1], none)
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("columns", [1, 5, 33])
+def test_flow(columns: int, dtype: torch.dtype, backend: str) -> None:
+    """Beside the same in torch; and a vector of equal numbers has no flow at all, not only a small one."""
+    level, kernels = level_of(clustered(70, 0.3), dtype), _backends.kernels(backend)
+    x, right = torch.randn(70, columns, dtype=dtype), torch.randn(70, columns, dtype=dtype)
+    row = multilevel.rows_of(level.crow, len(level.col))
+    flows = level.weight[:, None].double() * (x[row].double() - x[level.col.long()])
+    wanted = level.excess[:, None] * x.double() + hierarchy.segment_sums(flows, level.crow)
+    near = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(kernels.flow(level, x, None).double(), wanted, rtol=near, atol=near)
+    torch.testing.assert_close(kernels.flow(level, x, right).double(), right - wanted, rtol=near, atol=near)
+    still = level._replace(excess=torch.zeros_like(level.excess))
+    assert not kernels.flow(still, torch.full_like(x, 1 / 3), None).any()
+
+
+def test_hierarchy() -> None:
+    """Three levels at least; on each the groups' rows follow each other, and weights and excess are sums."""
+    system, _ = problem(clustered(96, 0.2), labels_of(96, 0.1), torch.float64)
+    hidden = multilevel.hidden_rows(system.edges, system.fixed, torch.ones(96, dtype=torch.bool), 0.0, 1e-10)
+    levels, inverse, order, _ = hidden.hierarchy
+    assert len(levels) >= 3 and sorted(order.tolist()) == list(range(len(order)))
+    for fine, coarse in zip(levels, levels[1:], strict=False):
+        assert fine.group.tolist() == sorted(fine.group.tolist()) and len(fine.first) == len(coarse.excess) + 1
+        ones = torch.ones(len(fine.excess), 1, dtype=torch.float64)
+        ones[len(fine.group) :] = 0
+        # The flow out of all groups at once, of x = 1 in their rows: the inner flows cancel.
+        out = hierarchy.segment_sums(dense(fine) @ ones, torch.tensor([0, len(fine.group)]))
+        torch.testing.assert_close(out[0, 0], coarse.excess.sum(), rtol=1e-10, atol=0)
+    last = dense(levels[-1])
+    assert inverse is not None and (inverse >= 0).all()
+    torch.testing.assert_close(inverse @ last, torch.eye(len(last), dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def dense(level: Level) -> Tensor:
+    row = multilevel.rows_of(level.crow, len(level.col))
+    n = len(level.excess)
+    a = torch.zeros(n, n, dtype=torch.float64).index_put((row, level.col.long()), -level.weight.double())
+    return a + torch.diag(level.excess - a.sum(1))
+
+
+def test_rows_without_a_path_to_a_label() -> None:
+    """A chain of 50 that hangs on a label, one that does not, and a row alone; an edge of weight 0 joins nothing."""
+    a, chain = np.zeros((102, 102)), np.arange(49)
+    a[chain, chain + 1] = a[50 + chain, 51 + chain] = 1e-30
+    a[49, 50] = a[99, 100] = 1.0  # to be 0
+    system, _ = problem(a + a.T, np.where(np.arange(102) == 20, 0, -1), torch.float64)
+    edges = system.edges._replace(values=system.edges.values.masked_fill(system.edges.values == 1, 0.0))
+    assert multilevel.reachable_rows(edges, system.fixed).tolist() == [True] * 50 + [False] * 52

@@ -82,7 +82,7 @@ def propagate_backward(
     kernels: FlowKernels, system: System, result: Tensor, reachable: Tensor, used_tol: Tensor, grad_result: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The adjoint is solved with columns of size 1: Lam reaches 1e70 inside tight groups far from the labels."""
-    edges, tol = system.edges, float(used_tol)
+    edges, tol = Edges(*(t.contiguous() for t in system.edges)), float(used_tol)
     hidden = hidden_rows(edges, system.fixed, reachable, system.prior_strength, tol)
     right = grad_result[hidden.node].double()
     size = right.abs().amax(0) if len(right) else right.new_zeros(right.shape[1])
