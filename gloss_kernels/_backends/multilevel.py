@@ -15,6 +15,7 @@ from torch import Tensor
 from .hierarchy import Graph, Hierarchy, Level, build_hierarchy, segment_sums, starts
 from .protocol import Edges, Solution, System
 
+FINEST_ADJOINT = 1e-13  # tol, relative to each row: float64 rounds to 1e-16, times what the sums of a row add
 ROUNDS = 6  # times that the true residual replaces that of the recurrence, which drifts
 
 
@@ -82,7 +83,7 @@ def propagate_backward(
     kernels: FlowKernels, system: System, result: Tensor, reachable: Tensor, used_tol: Tensor, grad_result: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The adjoint is solved with columns of size 1: Lam reaches 1e70 inside tight groups far from the labels."""
-    edges, tol = Edges(*(t.contiguous() for t in system.edges)), float(used_tol)
+    edges, tol = Edges(*(t.contiguous() for t in system.edges)), max(float(used_tol), FINEST_ADJOINT)
     hidden = hidden_rows(edges, system.fixed, reachable, system.prior_strength, tol)
     right = grad_result[hidden.node].double()
     size = right.abs().amax(0) if len(right) else right.new_zeros(right.shape[1])
@@ -108,8 +109,9 @@ class Solver:
         """x with A x = b from a start, in place; the residual of each column, float64 [C]; iterations.
 
         A column is done when the correction that a cycle would make to any of its numbers is at most tol: number by
-        number, so that rows of small weights count as much as others. ``relative``: when the energy norm of that
-        correction is at most tol times that of the solution. This size is the residual.
+        number, so that rows of small weights count as much as others. ``relative``: at most tol times the largest number
+        of its row (or b / diagonal), as rows may differ by 1e70; the energy norm, of which the largest rows have
+        everything, would be content with any values in the others. This size is the residual.
         """
         top, iterations = self.hierarchy.levels[0], 0
         size = b.new_zeros(b.shape[1], dtype=torch.float64)
@@ -117,12 +119,12 @@ class Solver:
             return x, size, 0
         wanted = (b != 0).any(0)
         x *= wanted
+        least = (b.abs() * top.damped).amax(1) if relative else None
         for attempt in range(ROUNDS + 1):
             r = self.flow(top, x, b)
             z = self.cycle(0, r)
             along = dots(r, z)
-            energy = dots(b, x)
-            size = self._size(z, along, energy, relative) * wanted
+            size = largest(z, x, least) * wanted
             active = (size > self.tol) & (along > 0)
             if attempt == ROUNDS or iterations >= self.max_iter or not bool(active.any()):
                 break
@@ -134,22 +136,15 @@ class Solver:
                 step = torch.where(active, along / torch.where(active, curvature, 1.0), 0.0)
                 x.addcmul_(step.to(x.dtype), p)
                 r.addcmul_(step.to(r.dtype), q, value=-1)
-                energy += step * along
                 iterations += 1
                 z = self.cycle(0, r)
                 before, along = along, dots(r, z)
                 beta = torch.where(active, along / torch.where(active, before, 1.0), 0.0)
-                active &= (self._size(z, along, energy, relative) > self.tol) & (along > 0)
+                active &= (largest(z, x, least) > self.tol) & (along > 0)
                 if not bool(active.any()):
                     break
                 p = torch.addcmul(z, beta.to(p.dtype), p)
         return x, size, iterations
-
-    def _size(self, z: Tensor, along: Tensor, energy: Tensor, relative: bool) -> Tensor:
-        if not relative:
-            return z.abs().amax(0).double()
-        known = energy > 0  # of x = 0 it is 0
-        return torch.where(known, along / torch.where(known, energy, 1.0), along > 0).clamp(min=0).sqrt()
 
     def cycle(self, depth: int, r: Tensor) -> Tensor:
         """About A^-1 r by a V-cycle: a damped Jacobi step from 0, the next level's correction, a Jacobi step."""
@@ -168,6 +163,14 @@ class Solver:
 def dots(a: Tensor, b: Tensor) -> Tensor:
     """Of the columns, float64 [C]."""
     return (a.double() * b).sum(0)
+
+
+def largest(z: Tensor, x: Tensor, least: Tensor | None) -> Tensor:
+    """Of the columns of |z|, float64 [C]; with the least size of a row, relative to the largest |x| of the row."""
+    if least is None:
+        return z.abs().amax(0).double()
+    size = torch.maximum(x.abs().amax(1), least)[:, None]
+    return torch.where(size > 0, z.abs() / torch.where(size > 0, size, 1.0), 0.0).amax(0).double()
 
 
 def hidden_rows(edges: Edges, fixed: Tensor, reachable: Tensor, eps: float, tol: float) -> Hidden:
