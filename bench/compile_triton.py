@@ -207,28 +207,35 @@ def graph_calls() -> tuple[Tensor, ...]:
 
 
 def propagate_calls(crow: Tensor, col: Tensor, values: Tensor) -> None:
-    """No kernel writes anything: the tolerance -1 keeps the iterations going, and all rows are declared reachable."""
+    """No kernel writes anything: the tolerance -1 keeps the iterations of spreading going, all rows are declared reachable,
+    and the kernels of the multilevel solver are called by themselves."""
     from gloss_kernels._backends import protocol
 
     forward, backward = (
         importlib.import_module(f"gloss_kernels._backends.triton.{name}")
         for name in ("propagate", "propagate_backward")
     )
+    from gloss_kernels._backends import hierarchy, multilevel
+    from gloss_kernels._backends.triton import flow
+
     n = len(crow) - 1
     fixed, reachable = torch.arange(n) % 3 == 0, torch.ones(n, dtype=torch.bool)
-    forward.find_reachable(crow, col, values, fixed)
-    before = forward.find_reachable, backward.solve
-    forward.find_reachable = lambda *_: reachable
+    before = multilevel.reachable_rows, backward.solve
+    multilevel.reachable_rows = lambda *_: reachable
     backward.solve = lambda system, b, *_: (torch.zeros_like(b), b.new_zeros(b.shape[1]), 0)
     try:
         for classes in (4, 20, 100):
-            f, prior = values.new_ones(n, classes), values.new_ones(classes)
-            for alpha in (None, 0.5):
-                system = protocol.System(protocol.Edges(crow, col, values), fixed, prior, alpha, 0.0, 8)
-                forward.propagate(system, f, False, -1.0)
-                backward.propagate_backward(system, f, reachable, torch.tensor(1e-4), f)
+            f, prior, edges = values.new_ones(n, classes), values.new_ones(classes), protocol.Edges(crow, col, values)
+            system = protocol.System(edges, fixed, prior, 0.5, 0.0, 8)
+            forward.propagate(system, f, False, -1.0)
+            backward.propagate_backward(system, f, reachable, torch.tensor(1e-4), f)
+            level = hierarchy.Level(crow, col.int(), values, values[:n], values[:0], crow[:1], crow[:0])
+            for right in (None, f):
+                flow.flow(level, f, right)
+            ends = multilevel.Ends(f.double(), f.double(), f[:, 0].double(), reachable, 1e-14, 1e-15)
+            flow.flow_gradient(edges, ends)
     finally:
-        forward.find_reachable, backward.solve = before
+        multilevel.reachable_rows, backward.solve = before
 
 
 def dense_calls() -> None:

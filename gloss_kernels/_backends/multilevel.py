@@ -70,7 +70,9 @@ def propagate(kernels: FlowKernels, system: System, boundary: Tensor, has_initia
     f = x.double()
     mean = labels.double().sum(0) / fixed.sum().clamp(min=1)
     if bool((mean.sum() - 1).abs() <= 1e-6) and (eps == 0 or bool((prior.sum() - 1).abs() <= 1e-6)):
-        f = f.clamp(0, 1)  # as of the exact solution, whose rows sum to 1; a solve that was cut short may have rows of 0
+        f = f.clamp(
+            0, 1
+        )  # as of the exact solution, whose rows sum to 1; a solve that was cut short may have rows of 0
         total = f.sum(1, keepdim=True)
         f = torch.where(total > 0, f / torch.where(total > 0, total, 1.0), mean)
     result = torch.where(reachable[:, None], boundary, system.prior)
