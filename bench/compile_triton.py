@@ -207,7 +207,7 @@ def graph_calls() -> tuple[Tensor, ...]:
 
 
 def propagate_calls(crow: Tensor, col: Tensor, values: Tensor) -> None:
-    """No kernel writes anything: the tolerance -1 keeps the iterations of spreading going, all rows are declared reachable,
+    """No kernel writes anything: the tolerance -1 keeps spreading going, all rows are declared reachable,
     and the kernels of the multilevel solver are called by themselves."""
     from gloss_kernels._backends import protocol
 

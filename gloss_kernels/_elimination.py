@@ -76,9 +76,9 @@ def leaf_in_torch(weights: Tensor, excess: Tensor) -> Tensor:
 
 def solve(factored: Tensor, right: Tensor) -> Tensor:
     """X^-1 B for B [n, C] >= 0."""
-    return torch.linalg.solve_triangular(
-        factored, torch.linalg.solve_triangular(factored.mT, right, upper=False), upper=True
-    )
+    below = torch.linalg.solve_triangular(factored.mT, right, upper=False)
+    found: Tensor = torch.linalg.solve_triangular(factored, below, upper=True)
+    return found
 
 
 def solve_signed(factored: Tensor, right: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ emulated = pytest.mark.skipif(not _library.emulated, reason="no emulated build: 
 
 # --------------------------------------------------------------------------------------------- capture
 def check_replays(function: Callable[..., list[Tensor]], *inputs: list[Tensor], near: float | None = None) -> None:
-    """Captures function on copies of the first inputs, replays it on each, and wants the bits of a plain call; or, where
+    """Captures function on copies of the first inputs, replays it on each, and wants the bits of a plain call; where
     that has another solver, numbers near its own (but not of iterations and residual, which have no dimension)."""
     held = [x.clone() for x in inputs[0]]
     for x, like in zip(held, inputs[0], strict=True):

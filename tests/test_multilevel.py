@@ -1,6 +1,8 @@
-"""The multilevel solver of the harmonic system on GPUs, where weights span many orders of magnitude."""
+"""The multilevel solvers of the harmonic system, where weights span many orders of magnitude."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from conftest import BACKENDS
 from torch import Tensor
 
-from gloss_kernels import _backends
+from gloss_kernels import _backends, progress
 from gloss_kernels._backends import hierarchy, multilevel
 from gloss_kernels._backends.hierarchy import Level
 from gloss_kernels._backends.protocol import Edges, System
@@ -70,7 +72,7 @@ def truth(weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def problem(weights: np.ndarray, labels: np.ndarray, dtype: torch.dtype) -> tuple[System, Tensor]:
     row, col = weights.nonzero()
     crow = torch.from_numpy(np.searchsorted(row, np.arange(len(weights) + 1)))
-    edges = Edges(crow, torch.from_numpy(col), torch.from_numpy(weights[row, col]))
+    edges = Edges(crow, torch.from_numpy(col.copy()), torch.from_numpy(weights[row, col]))
     fixed = torch.from_numpy(labels >= 0)
     boundary = torch.eye(CLASSES, dtype=dtype)[np.maximum(labels, 0)] * fixed[:, None]
     return System(edges, fixed, torch.full((CLASSES,), 1 / CLASSES, dtype=dtype), None, 0.0, 100), boundary
@@ -95,6 +97,67 @@ def test_probabilities_are_right(sigma: float, share: float, dtype: torch.dtype,
     assert error <= (1e-8 if dtype == torch.float64 else 1e-3)
     assert found.residual.max() <= tol and found.reachable.all()
     assert torch.equal(found.result, again.result)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no C++ core")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.7])
+@pytest.mark.parametrize("sigma", [0.05, 0.1, 0.2, 0.5, 10.0])
+def test_probabilities_are_right_on_the_cpu(sigma: float, share: float, dtype: torch.dtype) -> None:
+    """800 rows: several levels, but for those that hang on labels so firmly that one does."""
+    weights, labels = scattered(800, sigma), labels_of(800, share)
+    system, boundary = problem(weights, labels, dtype)
+    tol = 1e-10 if dtype == torch.float64 else 1e-4
+    found = _backends.kernels("cpu").propagate(system, boundary, False, tol)
+    error = np.abs(found.result.double().numpy() - truth(weights, labels)).max()
+    assert error <= (1e-8 if dtype == torch.float64 else 1e-3)
+    assert found.residual.max() <= tol and found.reachable.all() and found.iterations <= 40
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        again = _backends.kernels("cpu").propagate(system, boundary, False, tol)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found.result, again.result)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no C++ core")
+def test_too_few_iterations_leave_distributions() -> None:
+    system, boundary = problem(scattered(800, 0.15), labels_of(800, 0.02), torch.float64)
+    found = _backends.kernels("cpu").propagate(system._replace(max_iter=1), boundary, False, 1e-10)
+    assert found.residual.max() > 1e-10 and found.reachable.all()
+    assert bool((found.result >= 0).all()) and float((found.result.sum(1) - 1).abs().max()) <= 1e-12
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no C++ core")
+def test_a_solve_reports_and_can_be_stopped() -> None:
+    system, boundary = problem(scattered(800, 0.15), labels_of(800, 0.02), torch.float64)
+    shares: list[float] = []
+    with progress(shares.append):
+        _backends.kernels("cpu").propagate(system, boundary, False, 1e-10)
+    assert shares and shares == sorted(shares) and shares[-1] == 1
+
+    def stop(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with progress(stop), pytest.raises(KeyboardInterrupt):
+        _backends.kernels("cpu").propagate(system, boundary, False, 1e-10)
+
+
+def scattered(n: int, sigma: float) -> np.ndarray:
+    """Dense weights [n, n] of points in 10 loose and 10 tight clusters, each joined to its 8 nearest, and a ring."""
+    rng = np.random.default_rng(2)
+    which = rng.integers(0, 20, n)
+    x = rng.normal(size=(20, 6))[which] + np.where(which < 10, 0.4, 0.1)[:, None] * rng.normal(size=(n, 6))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    distance = 1 - x @ x.T
+    near = np.argsort(distance + 9 * np.eye(n), axis=1)[:, :8]
+    edge = np.zeros((n, n), bool)
+    np.put_along_axis(edge, near, True, axis=1)
+    edge[np.arange(n), (np.arange(n) + 1) % n] = True
+    edge |= edge.T
+    np.fill_diagonal(edge, False)
+    return np.where(edge, np.exp(-np.maximum(distance, 0) / sigma**2), 0.0)
 
 
 def log_weight_gradient(weights: np.ndarray, labels: np.ndarray, sense: np.ndarray) -> np.ndarray:
@@ -161,7 +224,7 @@ def test_hierarchy() -> None:
     hidden = multilevel.hidden_rows(system.edges, system.fixed, torch.ones(96, dtype=torch.bool), 0.0, 1e-10)
     levels, inverse, order, _ = hidden.hierarchy
     assert len(levels) >= 3 and sorted(order.tolist()) == list(range(len(order)))
-    for fine, coarse in zip(levels, levels[1:], strict=False):
+    for fine, coarse in itertools.pairwise(levels):
         assert fine.group.tolist() == sorted(fine.group.tolist()) and len(fine.first) == len(coarse.excess) + 1
         ones = torch.ones(len(fine.excess), 1, dtype=torch.float64)
         ones[len(fine.group) :] = 0

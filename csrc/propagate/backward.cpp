@@ -5,7 +5,7 @@
 //   dL/dM_ij = Lam_i . (F_j - F_i) - eps Lam_i . (F_i - prior)
 // (M_ij stands in the sum M F, and through D_i on the diagonal and in the right side). An undirected weight is two
 // entries; each gets half the sum of both: -(Lam_i - Lam_j) . (F_i - F_j) / 2 - (h_i + h_j) / 2, with
-// h_i = eps Lam_i . (F_i - prior). Lam solves the forward system's hierarchy again. Spreading: dL/dM_ij = alpha Lam_i . F_j, so alpha (Lam_i . F_j + Lam_j . F_i) / 2.
+// h_i = eps Lam_i . (F_i - prior). Spreading: dL/dM_ij = alpha Lam_i . F_j, so alpha (Lam_i . F_j + Lam_j . F_i) / 2.
 #include <algorithm>
 #include <type_traits>
 
@@ -61,7 +61,7 @@ int64_t harmonic_backward(Csr graph, int64_t num_classes, HarmonicRows& rows, co
   int64_t iterations;
   const std::vector<S> lam = solve_adjoint<S>(
       rows.node, num_classes, grad_result, options, ticker, residual, iterations,
-      [&](int threads) { return MultilevelSolver<S>(hierarchy, Until::energy, options.tol, options.max_iter, threads); });
+      [&](int threads) { return MultilevelSolver<S>(hierarchy, Until::relative, options.tol, options.max_iter, threads); });
   const PanelKernels<S>& kernels = panel_kernels<S>();
   const std::vector<S> nothing(static_cast<size_t>(num_classes), S(0));    // Lam of a fixed row
   std::vector<double> pull(static_cast<size_t>(rows.rows()), 0.0);         // h

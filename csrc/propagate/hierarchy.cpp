@@ -15,7 +15,8 @@ constexpr double kStrong = 0.5;      // of both rows' strongest weights: a pair 
 constexpr double kJoin = 0.1;        // of a row's diagonal: it may join its strongest neighbour's pair
 constexpr double kStall = 0.9;       // a level that keeps more of its rows is the last
 constexpr int64_t kSmall = 100;      // rows of a level that is not coarsened any more
-constexpr int64_t kMostDense = 1024; // rows that are eliminated
+constexpr int64_t kDirect = 256;     // rows of a system that is eliminated as it is
+constexpr int64_t kMostDense = 512;  // rows that are eliminated
 constexpr int kPairRounds = 8;
 constexpr int32_t kHeldRow = -2, kFree = -1;
 
@@ -194,7 +195,7 @@ Hierarchy<T> build_hierarchy(WeightedGraph finest, int threads) {
   std::vector<WeightedGraph> graphs;
   std::vector<Grouping> groupings;
   graphs.push_back(std::move(finest));
-  while (graphs.back().rows() > kSmall) {
+  while (graphs.back().rows() > (graphs.size() == 1 ? kDirect : kSmall)) {
     Grouping grouping = group_rows(graphs.back(), threads);
     if (double(grouping.groups) > kStall * double(graphs.back().rows())) break;
     graphs.push_back(coarse_graph(graphs.back(), grouping, threads));

@@ -107,36 +107,69 @@ const T* MultilevelSolver<T>::eliminate(int64_t width, const T* r, T* out, Colum
   return out;
 }
 
+// Every digit right, whatever the weights: what is positive and what is negative in b apart, so that nothing cancels.
+template <class T>
+void MultilevelSolver<T>::solve_directly(int64_t width, const T* b, T* x) {
+  const int64_t count = hierarchy_.coarsest.rows() * width;
+  for (const double sign : {1.0, -1.0}) {
+    for (int64_t i = 0; i < count; ++i) dense_[i] = std::max(sign * double(b[i]), 0.0);
+    hierarchy_.coarsest.solve(width, dense_.data(), solution_.data());
+    for (int64_t i = 0; i < count; ++i) x[i] = T((sign > 0 ? 0.0 : double(x[i])) + sign * solution_[i]);
+  }
+}
+
 template <class T>
 int64_t MultilevelSolver<T>::solve(int64_t width, bool has_start, const T* b, T* x, double* residual, Watch& watch) {
   const Weights<T> a = hierarchy_.levels[0].view();
   const int64_t rows = hierarchy_.levels[0].rows;
+  if (hierarchy_.levels.size() == 1 && hierarchy_.coarsest.rows() == rows) {
+    solve_directly(width, b, x);
+    std::fill_n(residual, width, 0.0);
+    return 0;
+  }
   T *z = space_[0].z.get(), *q = space_[0].out.get(), *p = p_.get(), *r = r_.get();  // q and a correction never meet
   const T* correction = nullptr;
-  Columns norm, unused, along, before, pq, largest, energy;
+  Columns norm, unused, along, before, pq, largest;
   bool active[kPanel];
   T step[kPanel], beta[kPanel];
-  const auto dot_b = [&](const T* other, Columns sums) {
-    sum(0, width, sums, [&](int64_t begin, int64_t end, double* dots, double*) {
-      std::fill_n(dots, width, 0.0);
-      for (int64_t i = begin * width; i < end * width; ++i) dots[i % width] += double(b[i]) * double(other[i]);
+  // The correction by the rows' own sizes, into largest.
+  const auto by_rows = [&] {
+    if (until_ == Until::absolute) return;
+    Columns none;
+    sum(0, width, none, [&](int64_t begin, int64_t end, double* dots, double* most) {
+      std::fill_n(dots, width, 0.0), std::fill_n(most, width, 0.0);
+      for (int64_t i = begin; i < end; ++i) {
+        double size = least_[i];
+        for (int64_t c = 0; c < width; ++c) size = std::max(size, std::abs(double(x[i * width + c])));
+        for (int64_t c = 0; c < width && size > 0; ++c)
+          most[c] = std::max(most[c], std::abs(double(correction[i * width + c])) / size);
+      }
     });
+    std::fill_n(largest, width, 0.0);
+    for (int64_t number = 0; number < space_[0].ranges; ++number)
+      for (int64_t c = 0; c < width; ++c) largest[c] = std::max(largest[c], largest_[number * width + c]);
   };
   // Sets residual; whether any active column goes on.
   const auto judge = [&] {
+    by_rows();
     bool any = false;
     for (int64_t c = 0; c < width; ++c) {
       if (!active[c]) continue;
-      residual[c] = until_ == Until::correction ? largest[c]
-                    : energy[c] > 0             ? std::sqrt(std::max(along[c], 0.0) / energy[c])
-                    : along[c] > 0              ? 1
-                                                : 0;
+      residual[c] = along[c] > 0 ? largest[c] : 0;
       any |= active[c] = residual[c] > kMargin * tol_;
     }
     return any;
   };
 
-  dot_b(b, norm);
+  sum(0, width, norm, [&](int64_t begin, int64_t end, double* dots, double*) {
+    std::fill_n(dots, width, 0.0);
+    for (int64_t i = begin * width; i < end * width; ++i) dots[i % width] += std::abs(double(b[i]));
+  });
+  if (until_ == Until::relative) {
+    least_.assign(size_t(rows), 0.0);
+    for (int64_t i = 0; i < rows * width; ++i)
+      least_[i / width] = std::max(least_[i / width], std::abs(double(b[i])) * double(a.damped[i / width]));
+  }
   for (int64_t c = 0; c < width; ++c) residual[c] = 0;
   if (has_start)
     for (int64_t i = 0; i < rows * width; ++i)
@@ -148,7 +181,6 @@ int64_t MultilevelSolver<T>::solve(int64_t width, bool has_start, const T* b, T*
       kernels_.damp(a, width, r, z, begin, end);
     });
     correction = cycle(0, width, r, z, along, largest);
-    dot_b(x, energy);
     for (int64_t c = 0; c < width; ++c) active[c] = norm[c] > 0;
     if (!judge() || round == kRounds || iterations >= max_iter_ || watch.stopped()) return iterations;
     std::copy_n(correction, rows * width, p);
@@ -159,7 +191,6 @@ int64_t MultilevelSolver<T>::solve(int64_t width, bool has_start, const T* b, T*
       for (int64_t c = 0; c < width; ++c) {
         active[c] = active[c] && pq[c] > 0;
         step[c] = active[c] ? T(along[c] / pq[c]) : T(0);
-        if (active[c]) energy[c] += along[c] * along[c] / pq[c];
         before[c] = along[c];
       }
       sum(0, width, unused, [&](int64_t begin, int64_t end, double* dots, double*) {

@@ -10,10 +10,10 @@
 
 namespace gloss::cpu {
 
-// When a column is done: `correction`, no number of the correction that a cycle would make exceeds tol, so that rows of
-// small weights count as much as the others (probabilities); `energy`, the energy norm of the error, as the cycle
-// estimates it, is at most tol of the solution's (the adjoint, whose numbers may differ by 70 orders of magnitude).
-enum class Until { correction, energy };
+// What is at most tol when a column is done: no number of the correction that a cycle would make exceeds it, so that rows
+// of small weights count as much as the others (`absolute`: probabilities); or it times the row's largest number
+// (`relative`: the adjoint, whose rows may differ by 70 orders of magnitude).
+enum class Until { absolute, relative };
 
 template <class T>
 class MultilevelSolver {
@@ -22,7 +22,8 @@ class MultilevelSolver {
   MultilevelSolver(const Hierarchy<T>& hierarchy, Until until, double tol, int64_t max_iter, int threads);
 
   // A x = b for b, x [rows, width] in the hierarchy's order; x holds the start, or zeros without has_start, and receives
-  // the solution. residual[c] is what is compared with tol; a column with b = 0 becomes 0. Returns the iterations.
+  // the solution. residual[c] is what is compared with tol; a column with b = 0 becomes 0. Returns the iterations,
+  // 0 of a system so small that it was eliminated.
   int64_t solve(int64_t width, bool has_start, const T* b, T* x, double* residual, Watch& watch);
 
  private:
@@ -36,6 +37,7 @@ class MultilevelSolver {
   template <class Body>
   void sum(size_t level, int64_t width, Columns sums, const Body& body);
   const T* cycle(size_t level, int64_t width, const T* r, T* z, Columns dots, Columns largest);
+  void solve_directly(int64_t width, const T* b, T* x);
   const T* eliminate(int64_t width, const T* r, T* out, Columns dots, Columns largest);
 
   const Hierarchy<T>& hierarchy_;
@@ -47,6 +49,7 @@ class MultilevelSolver {
   std::vector<Space> space_;
   std::vector<double> partial_, largest_, dense_, solution_;
   Buffer<T> p_, r_;
+  std::vector<double> least_;  // [rows], relative: b / diagonal, the least size of a row
 };
 
 }  // namespace gloss::cpu

@@ -130,7 +130,7 @@ int64_t propagate_harmonic(const Call<T>& call, PropagateOptions& options, Harmo
   };
   const auto solve = [&] {
     const auto make = [&](int threads) {
-      return MultilevelSolver<S>(hierarchy, Until::correction, options.tol, options.max_iter, threads);
+      return MultilevelSolver<S>(hierarchy, Until::absolute, options.tol, options.max_iter, threads);
     };
     return solve_panels<S>(count, stride, options.threads, ticker, call.residual, again || call.has_initial, make,
                            fill, take);

@@ -145,7 +145,7 @@ def starts(row: Tensor, rows: int) -> Tensor:
 
 
 def segment_sums(x: Tensor, first: Tensor) -> Tensor:
-    """Of x [first[-1], ...] from first[s] to first[s + 1], each in order. (Differences of a running sum would subtract.)"""
+    """Of x [first[-1], ...] from first[s] to first[s + 1], in order. (Differences of a running sum would subtract.)"""
     if len(first) == 1 or not x.numel():
         return x.new_zeros((len(first) - 1, *x.shape[1:]))
     return torch.segment_reduce(x, "sum", offsets=first, axis=0, unsafe=True)
@@ -165,9 +165,10 @@ def shuffled(low: Tensor, high: Tensor) -> Tensor:
 def group_rows(graph: Graph, diagonal: Tensor) -> tuple[Tensor, int]:
     """Heavy-edge matching: the group of each row [rows], -1 where the excess holds it, and how many groups there are.
 
-    Edges are numbered from the lightest to the heaviest, so that a row's strongest neighbour is a largest number. Pairs:
-    rows that are each other's strongest free neighbour, by strong edges only (a row whose strong neighbours are taken
-    must not pair with what it hardly hangs on), in rounds; then what is left joins its strongest neighbour's group.
+    Edges are numbered from the lightest to the heaviest, so that a row's strongest neighbour is a largest number.
+    Pairs: rows that are each other's strongest free neighbour, by strong edges only (a row whose strong neighbours are
+    taken must not pair with what it hardly hangs on), in rounds; then what is left joins its strongest neighbour's
+    group.
     """
     held = graph.excess >= HELD * diagonal
     open_ = ~(held[graph.low] | held[graph.high])
@@ -224,9 +225,9 @@ def coarse_graph(graph: Graph, entries: Entries, group: Tensor, groups: int) -> 
 
 
 def eliminate(entries: Entries, excess: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse [n, n] of a small level and its pivots [n], without a subtraction (Grassmann, Taksar and Heyman 1985).
+    """The inverse [n, n] of a small level and its pivots [n], without a subtraction (Grassmann, Taksar, Heyman 1985).
 
-    Every digit is right, however far weights differ. A row that hangs on nothing has a pivot of 0, and 0 in the inverse.
+    Every digit is right, however far weights differ. A row that hangs on nothing has pivot 0, and 0 in the inverse.
     """
     n = len(excess)
     w = excess.new_zeros((n, n))

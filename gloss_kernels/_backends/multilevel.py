@@ -111,8 +111,8 @@ class Solver:
         """x with A x = b from a start, in place; the residual of each column, float64 [C]; iterations.
 
         A column is done when the correction that a cycle would make to any of its numbers is at most tol: number by
-        number, so that rows of small weights count as much as others. ``relative``: at most tol times the largest number
-        of its row (or b / diagonal), as rows may differ by 1e70; the energy norm, of which the largest rows have
+        number, so that rows of small weights count as much as others. ``relative``: at most tol times the largest
+        number of its row (or b / diagonal), as rows may differ by 1e70; the energy norm, of which the largest rows have
         everything, would be content with any values in the others. This size is the residual.
         """
         top, iterations = self.hierarchy.levels[0], 0

@@ -309,7 +309,7 @@ def _solve_size(edges: Edges, result: Tensor) -> dict[str, Any]:
 
 
 def _multilevel(system: System, like: Tensor) -> bool:
-    """Whether the multilevel solver runs. Its loop reads the device, so while a CUDA graph is captured conjugate gradients
+    """Whether the multilevel solver runs. Its loop reads the device: while a CUDA graph is captured conjugate gradients
     with a fixed number of iterations take its place: there, weights should not span more than about 1e5."""
     return system.alpha is None and not _library.capturing(like)
 
