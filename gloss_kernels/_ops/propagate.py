@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends, _checks, _convergence, _derivatives
+from .. import _backends, _checks, _convergence, _derivatives, _library
 from .._backends.protocol import Edges, Solution, System
 from .._math import finest_tol
 from .._options import PropagateOptions
@@ -22,7 +22,7 @@ def given_system(
     edges = given_edges(crow, col, values)
     n, nnz = crow.numel() - 1, col.numel()
     _checks.operands(values, fixed=(fixed, (n,), torch.bool), prior=(prior, (prior.numel(),), values.dtype))
-    if values.device.type == "cpu":
+    if values.device.type == "cpu" and not _library.capturing(values):
         steps = crow.diff()
         if int(crow[0]) < 0 or int(crow[-1]) > nnz or bool((steps < 0).any()):
             raise ValueError(f"crow must rise within 0..{nnz}, got other numbers")
