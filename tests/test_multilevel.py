@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 
 import numpy as np
@@ -11,7 +12,7 @@ from conftest import BACKENDS
 from torch import Tensor
 
 from gloss_kernels import _backends, progress
-from gloss_kernels._backends import hierarchy, multilevel
+from gloss_kernels._backends import hierarchy, multilevel, native
 from gloss_kernels._backends.hierarchy import Level
 from gloss_kernels._backends.protocol import Edges, System
 
@@ -213,12 +214,16 @@ def level_of(weights: np.ndarray, dtype: torch.dtype) -> Level:
     return Level(crow, torch.from_numpy(col).int().contiguous(), values, excess, none, crow[:1], none)
 
 
+def flow_kernels(backend: str) -> multilevel.FlowKernels:
+    return importlib.import_module("gloss_kernels._backends.triton.flow") if backend == "triton" else native.cuda
+
+
 @pytest.mark.parametrize("backend", GPU_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("columns", [1, 5, 33])
 def test_flow(columns: int, dtype: torch.dtype, backend: str) -> None:
     """Beside the same in torch; and a vector of equal numbers has no flow at all, not only a small one."""
-    level, kernels = level_of(clustered(70, 0.3), dtype), _backends.kernels(backend)
+    level, kernels = level_of(clustered(70, 0.3), dtype), flow_kernels(backend)
     x, right = torch.randn(70, columns, dtype=dtype), torch.randn(70, columns, dtype=dtype)
     row = multilevel.rows_of(level.crow, len(level.col))
     flows = level.weight[:, None].double() * (x[row].double() - x[level.col.long()])
