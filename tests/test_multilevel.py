@@ -125,7 +125,7 @@ def test_probabilities_are_right_on_the_cpu(sigma: float, share: float, dtype: t
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="no C++ core")
 @pytest.mark.parametrize("share", [0.02, 0.1])
 def test_what_float64_cannot_solve_says_so(share: float) -> None:
-    """Tight clusters that hang on the labels by 1e-167 of what holds them together: not solved, and never in silence."""
+    """Tight clusters that hang on the labels by 1e-167 of what holds them together: not solved, never in silence."""
     weights, labels = scattered(800, 0.07), labels_of(800, share)
     system, boundary = problem(weights, labels, torch.float64)
     found = _backends.kernels("cpu").propagate(system, boundary, False, 1e-10)

@@ -209,20 +209,21 @@ def test_component_on_a_thin_bridge(dtype: torch.dtype, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_max_iter_holds_over_all_attempts(dtype: torch.dtype, backend: str) -> None:
-    """A chain that hangs on the others by 1e-3 is below the first attempt's tol, and takes the next one 20 iterations:
-    what the first has used is used up."""
-    a = torch.zeros(60, 60, dtype=dtype)
-    a[:20, :20], a[20:40, 20:40] = 1, 1
-    a[torch.arange(40, 59), torch.arange(41, 60)] = 1
-    a[5, 45] = 1e-3
-    graph, labels = from_dense((a + a.T).fill_diagonal_(0)), torch.full((60,), -1)
-    labels[:10], labels[20:30] = 0, 1
-    assert propagate_labels(graph, labels, 2, tol=1e-2, backend=backend).iterations > 20
+    """A grid of 20 x 20 with a label in two corners, too large to be eliminated at once."""
+    side = 20
+    a = torch.zeros(side, side, side, side, dtype=dtype)
+    at = torch.arange(side)
+    for i in range(side - 1):
+        a[i, at, i + 1, at] = a[at, i, at, i + 1] = 1
+    a = a.reshape(side * side, side * side)
+    graph, labels = from_dense(a + a.T), torch.full((side * side,), -1)
+    labels[0], labels[-1] = 0, 1
+    assert propagate_labels(graph, labels, 2, tol=1e-5, backend=backend).iterations > 3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it did not converge
-        for most in (1, 2, 3, 5, 10, 20):
-            result = propagate_labels(graph, labels, 2, tol=1e-2, max_iter=most, backend=backend)
-            assert result.iterations <= most and result.residual > 1e-2
+        for most in (1, 2, 3):
+            result = propagate_labels(graph, labels, 2, tol=1e-5, max_iter=most, backend=backend)
+            assert result.iterations <= most and result.residual > 1e-5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
