@@ -21,8 +21,9 @@ class Propagation(NamedTuple):
     Attributes:
         probabilities: float [n, C], rows sum to 1 (to tol). Labelled rows are one-hot (harmonic solution).
         iterations: int64 [], conjugate-gradient steps of the slowest class (0: a direct solve).
-        residual: float64 [], the largest relative residual of a class; of the dense loss (a direct solve) the row-sum
-            error, how much the sum of a row differed from 1.
+        residual: float64 [], what is compared with tol: the largest correction that another cycle of the solver would
+            make to a probability (label spreading: the largest relative residual of a class); of the dense loss (a
+            direct solve) the row-sum error, how much the sum of a row differed from 1.
         reachable: bool [n], whether a labelled document can be reached; other rows hold the prior.
     """
 
@@ -53,7 +54,8 @@ def propagate_labels(
 
         F_U = torch.linalg.solve(D[U][:, U] - M[U][:, U], M[U][:, L] @ Y[L])
 
-    solved by conjugate gradients with the diagonal as preconditioner, all classes at once.
+    solved by conjugate gradients with a multilevel preconditioner, all classes at once, without ever subtracting
+    weights from each other: right for every sigma (docs/architecture.md, section 2).
 
     Args:
         graph: symmetric SimilarityGraph of n nodes.
@@ -67,7 +69,7 @@ def propagate_labels(
             column, then row normalisation).
         prior_strength: eps >= 0 pulls towards the prior: (D (1 + eps) - M) F = M Y + eps D prior.
         prior: float [C], sums to 1; what documents without a path to a label receive. Default uniform.
-        tol: a class is done when its residual is at most tol times its right-hand side (norms weighted by D^-1). The
+        tol: a class is done when its residual is at most tol (label spreading: relative to its right-hand side). The
             harmonic solve goes on past that while a row sums to less than 1 by more than max(10 tol, 0.01): documents
             that hang on the others by a small weight need it.
         max_iter: steps at most; not converging is warned of and stands in ``residual``.
