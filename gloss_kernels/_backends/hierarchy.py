@@ -105,8 +105,10 @@ def build_hierarchy(graph: Graph, tol: float) -> Hierarchy:
             groups = graphs[depth + 1].rows
             place = torch.where(group >= 0, position[group.clamp(min=0)], groups)
             place, order = place.sort(stable=True)
-            position = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-            first = torch.searchsorted(place, torch.arange(groups + 1, device=order.device))
+            position = torch.empty_like(order).scatter_(
+                0, order, torch.arange(len(order), dtype=torch.int64, device=order.device)
+            )
+            first = torch.searchsorted(place, torch.arange(groups + 1, dtype=torch.int64, device=order.device))
             member = place[place < groups]
         levels.append(ordered_level(graph, position, order, diagonals[depth], first, member, scale, dtype))
     return Hierarchy(levels[::-1], None if inverse is None else inverse / scale, order, scale)

@@ -143,7 +143,7 @@ def eliminate_kernel(weight_ptr, excess_ptr, factor_ptr, n, stride, SIZE: tl.con
         own = tl.sum(tl.where(i == k, e, 0.0), 0)
         root = tl.sqrt(tl.sum(row, 0) + own)
         row, column = row / root, column / root
-        tl.store(factor_ptr + k * n + i, tl.where(i == k, root, -row), i < n)
+        tl.store(factor_ptr + (i.to(tl.int64) * 0 + k) * n + i, tl.where(i == k, root, -row), i < n)
         w += column[:, None] * row[None, :]
         e += column * (own / root)
 
