@@ -164,6 +164,10 @@ void flow_gradient(int64_t n, int64_t columns, Address crow, Address col, Addres
                       at<double>(grad_values), to_queue(device, stream));
 }
 
+void eliminate(int64_t n, int64_t stride, Address a, int device, Address stream) {
+  py::gil_scoped_release no_gil;
+  cuda::eliminate(n, stride, at<double>(a), to_queue(device, stream));
+}
 void dense_unit_rows(int64_t n, int64_t cols, bool is_double, Address x, Address unit, Address inverse_norms,
                      int device, Address stream) {
   py::gil_scoped_release no_gil;
@@ -253,6 +257,7 @@ void bind_cuda(py::module_ m) {
         arg("inverse_norms"), arg("device"), arg("stream"));
   m.def("dense_unit_rows_backward", &dense_unit_rows_backward, arg("n"), arg("cols"), arg("is_double"), arg("unit"),
         arg("inverse_norms"), arg("grad_unit"), arg("grad"), arg("device"), arg("stream"));
+  m.def("eliminate", &eliminate, arg("n"), arg("stride"), arg("a"), arg("device"), arg("stream"));
   m.def("dense_loss_workspace", &cuda::dense_loss_workspace, arg("n"), arg("num_classes"));
   m.def("dense_loss", &dense_loss, arg("n"), arg("num_classes"), arg("is_double"), arg("cosines"),
         arg("inverse_sigma"), arg("labels"), arg("targets"), arg("scored"), arg("class_weight"),

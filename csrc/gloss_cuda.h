@@ -115,13 +115,14 @@ struct FlowEnds {
 void flow_gradient(Csr graph, int64_t columns, const FlowEnds& ends, double* grad_values, Queue queue);
 
 // ------------------------------------------------------------------------------ dense mini-batch path
-// n <= 512. A system that cannot be factored gives NaN (the CPU throws), and so does a row with NaN or Inf. A label that
-// is no class makes its row, the loss and the gradient NaN.
+// n <= 512. A row with NaN or Inf gives NaN (the CPU throws). A label that is no class makes its row, the loss and the
+// gradient NaN.
 template <class T>
 void dense_unit_rows(int64_t n, int64_t cols, const T* x, T* unit, double* inverse_norms, Queue queue);
 template <class T>
 void dense_unit_rows_backward(int64_t n, int64_t cols, const T* unit, const double* inverse_norms, const T* grad_unit,
                               T* grad, Queue queue);
+void eliminate(int64_t n, int64_t stride, double* a, Queue queue);  // stride > n
 int64_t dense_loss_workspace(int64_t n, int64_t num_classes);
 template <class T>
 void dense_loss(const cpu::DenseProblem<T>& problem, const cpu::DenseOptions& options,

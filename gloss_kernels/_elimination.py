@@ -12,6 +12,7 @@ and each entry of R, and of a solution with a right side >= 0, has a relative er
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ def factor(weights: Tensor, excess: Tensor, leaf: Leaf | None = None, block: int
 
     leaf(W, e) is the same for at most `block` rows, W with row stride (None: the fastest that there is, and BLOCK).
     """
-    leaf = leaf or (leaf_in_core if _by_core(weights) else leaf_in_torch)
+    leaf = leaf or _fastest_leaf(weights)
     n, block = weights.shape[0], block or BLOCK
     if n <= block:
         return leaf(weights, excess)
@@ -53,14 +54,26 @@ def _by_core(x: Tensor) -> bool:
     return _library.core is not None and x.device.type == "cpu"
 
 
-def leaf_in_core(weights: Tensor, excess: Tensor) -> Tensor:
+def _fastest_leaf(x: Tensor) -> Leaf:
+    if _by_core(x):
+        return functools.partial(leaf_in_core, _library.core.cpu.eliminate)
+    if x.device.type == "cuda" and _library.cuda_architectures and torch.cuda.get_device_capability(x.device) >= (8, 0):
+        eliminate = functools.partial(
+            _library.core.cuda.eliminate, device=x.get_device(), stream=torch.cuda.current_stream(x.device).cuda_stream
+        )
+        return functools.partial(leaf_in_core, eliminate)
+    return leaf_in_torch
+
+
+def leaf_in_core(eliminate: Callable[..., None], weights: Tensor, excess: Tensor) -> Tensor:
     n = weights.shape[0]
     rest = weights.new_zeros(n, n // 16 * 16 + 16)  # rows of whole vectors
     rest[:, :n], rest[:, n] = weights, excess
-    _library.core.cpu.eliminate(n=n, stride=rest.shape[1], a=rest.data_ptr())
-    rest = rest[:, :n].triu_().neg_()
-    rest.diagonal().neg_()
-    return rest
+    if n:
+        eliminate(n=n, stride=rest.shape[1], a=rest.data_ptr())
+    factored = rest[:, :n].triu().neg_()
+    factored.diagonal().neg_()
+    return factored
 
 
 def leaf_in_torch(weights: Tensor, excess: Tensor) -> Tensor:

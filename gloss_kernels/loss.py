@@ -30,7 +30,7 @@ class GLoss(nn.Module):
 
     Args:
         num_classes: C.
-        n_neighbors: None joins every pair (dense graph, Cholesky solve); k joins each document to its k nearest
+        n_neighbors: None joins every pair (dense graph, solved by elimination); k joins each document to its k nearest
             (sparse graph, conjugate gradients). A batch of at most k + 1 documents is dense in any case.
         sigma: width of the Gaussian weights: a number, a tensor or Parameter (0-dim, or [n], one per document), or a
             heuristic applied to every batch: "root", "mst", "self-tuning" (:mod:`gloss_kernels.sigma`).

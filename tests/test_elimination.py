@@ -12,7 +12,7 @@ from conftest import AUTO_AND_KERNELS
 from mpmath import mp, mpf
 from torch import Tensor
 
-from gloss_kernels import GLoss, _backends, _elimination
+from gloss_kernels import GLoss, _backends, _elimination, _library
 from gloss_kernels.corpus.harmonic import harmonic
 
 C = 3
@@ -138,7 +138,11 @@ def test_a_block_at_a_time() -> None:
     w = torch.exp(-40 * torch.rand(300, 300, dtype=torch.float64))
     w = (w + w.T).fill_diagonal_(0)
     e = torch.exp(-60 * torch.rand(300, dtype=torch.float64))
-    for leaf in (None, _elimination.leaf_in_torch):
+    leaves = [None, _elimination.leaf_in_torch]
+    if _library.emulated is not None and w.device.type == "cpu":
+        eliminate = functools.partial(_library.emulated.eliminate, device=0, stream=0)
+        leaves.append(functools.partial(_elimination.leaf_in_core, eliminate))
+    for leaf in leaves:
         factors = [_elimination.factor(w, e, leaf, block) for block in (300, 128, 37, 1)]
         for r in factors[1:]:
             torch.testing.assert_close(r, factors[0], rtol=1e-12, atol=0)

@@ -331,6 +331,11 @@ solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, 
   }
 }
 
+__global__ void __launch_bounds__(kSolveThreads, 1) eliminate_kernel(int n, int64_t stride, double* a) {
+  GLOSS_DYNAMIC_SHARED(double, panel);
+  eliminate(n, stride, a, panel);
+}
+
 unsigned blocks(int64_t rows, int a_block) { return unsigned((rows + a_block - 1) / a_block); }
 
 }  // namespace
@@ -348,6 +353,15 @@ void dense_unit_rows_backward(int64_t n, int64_t cols, const T* unit, const doub
   if (n > 0)
     launch(project_rows_kernel<T>, blocks(n, kWarps), 32 * kWarps, 0, queue.stream, n, cols, unit, inverse_norms,
            grad_unit, grad);
+}
+
+void eliminate(int64_t n, int64_t stride, double* a, Queue queue) {
+  if (n < 1 || n > kMostRows || stride <= n)
+    throw std::invalid_argument("n must be 1 to " + std::to_string(kMostRows) + " and less than stride, got " +
+                                std::to_string(n) + " and " + std::to_string(stride));
+  const DeviceGuard guard(queue.device);
+  launch(eliminate_kernel, 1, kSolveThreads, size_t(n + 1) * kPanelRows * sizeof(double), queue.stream, int(n), stride,
+         a);
 }
 
 int64_t dense_loss_workspace(int64_t n, int64_t num_classes) {

@@ -85,7 +85,7 @@ def _alpha(alpha: float | None) -> float:
 class Native:
     """One side of the core; _backends.protocol.Backend says what the functions do."""
 
-    dense_rows = 512  # of dense_loss; above, torch's blocked Cholesky is the faster one
+    dense_rows = 512  # of dense_loss; above, the torch path is the faster one
 
     def __init__(self, side: str) -> None:
         self.side = side
