@@ -88,17 +88,11 @@ def leaf_in_torch(weights: Tensor, excess: Tensor) -> Tensor:
 
 
 def solve(factored: Tensor, right: Tensor) -> Tensor:
-    """X^-1 B for B [n, C] >= 0."""
+    """X^-1 B for B [n, C], with an error of a few n eps of X^-1 |B|: R^-1 has no negative entry, and rounding a sum is
+    a factor of each term."""
     below = torch.linalg.solve_triangular(factored.mT, right, upper=False)
     found: Tensor = torch.linalg.solve_triangular(factored, below, upper=True)
     return found
-
-
-def solve_signed(factored: Tensor, right: Tensor) -> Tensor:
-    """X^-1 B for any B: of its positive and its negative part apart, so that each of the two solves only adds."""
-    both = solve(factored, torch.cat([right.clamp(min=0), (-right).clamp(min=0)], dim=1))
-    positive, negative = both.chunk(2, dim=1)
-    return positive - negative
 
 
 def differences(x: Tensor, rows: slice = slice(None)) -> Tensor:
@@ -143,7 +137,7 @@ class Eliminated(torch.autograd.Function):
 
     @staticmethod
     def forward(weights: Tensor, excess: Tensor, right: Tensor) -> Tensor:
-        return solve_signed(factor(weights, excess, leaf_in_torch), right)
+        return solve(factor(weights, excess, leaf_in_torch), right)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:

@@ -428,7 +428,8 @@ def test_opcheck(alpha: float) -> None:
     m = reference.normalize(a, "row" if alpha < 0 else "symmetric").requires_grad_()
     labels = labels_for(12, 3, 0.5)
     boundary = torch.nn.functional.one_hot(labels.clamp(min=0), 3).double() * (labels >= 0)[:, None]
-    torch.library.opcheck(dense_propagate_op, (m, labels >= 0, boundary, alpha))
+    root = None if alpha < 0 else a.sum(dim=1).sqrt()
+    torch.library.opcheck(dense_propagate_op, (m, labels >= 0, boundary, alpha, root))
 
 
 @pytest.mark.parametrize("alpha", [-1.0, 0.8])

@@ -50,7 +50,7 @@ class DenseLoss {
   DenseLoss(const DenseProblem<T>& problem, const DenseOptions& options)
       : p_(problem), o_(options), k_(dense_kernels()), n_(problem.n), classes_(problem.num_classes),
         spreading_(!std::isnan(options.alpha)), weights_(0, n_, n_), grad_(1, n_, n_), factor_(2, n_, n_ + 1),
-        f_(3, n_, classes_), width_(padded(classes_)), right_(4, n_, 2 * width_), degree_(zeros(n_)), inner_(zeros(n_)),
+        f_(3, n_, classes_), right_(4, n_, classes_), degree_(zeros(n_)), inner_(zeros(n_)),
         scale_(zeros(n_)) {}
 
   void run(const DenseResult<T>& out) {
@@ -144,7 +144,7 @@ class DenseLoss {
       system[count] = excess;
     });
     k_.eliminate(count, factor_.stride, factor_.row(0));
-    k_.solve(count, factor_.stride, factor_.row(0), width_, right_.stride, right_.row(0));
+    k_.solve(count, factor_.stride, factor_.row(0), right_.stride, right_.row(0));
     double most = 0;
     if (spreading_) totals_.resize(size_t(count));
     for (int64_t a = 0; a < count; ++a) {
@@ -186,23 +186,18 @@ class DenseLoss {
   // the same, nothing is to be left of it. Spreading, lam is bounded by the inverse of (1 - alpha) F.
   void adjoint() {
     const int64_t count = int64_t(rows_.size());
-    bool mixed = false;
     for (int64_t a = 0; a < count; ++a) {
       const int64_t i = rows_[a];
       const double *grad = grad_f_.data() + i * classes_, *f = f_.row(i);
-      double *negative = right_.row(a), *positive = negative + width_, along = 0;
+      double *right = right_.row(a), along = 0;
       if (spreading_)
         for (int64_t c = 0; c < classes_; ++c) along += grad[c] * f[c];
       for (int64_t c = 0; c < classes_; ++c) {
-        double g = grad[c];
-        if (spreading_) g = totals_[a] > 0 ? root_[a] * ((g - along) / totals_[a]) : 0;
-        negative[c] = std::max(-g, 0.0);
-        positive[c] = std::max(g, 0.0);
-        mixed = mixed || g > 0;
+        if (!spreading_) right[c] = grad[c];
+        else right[c] = totals_[a] > 0 ? root_[a] * ((grad[c] - along) / totals_[a]) : 0;
       }
     }
-    // Both signs apart, so that a solve only adds; "nll" has the one only.
-    k_.solve(count, factor_.stride, factor_.row(0), mixed ? 2 * width_ : width_, right_.stride, right_.row(0));
+    k_.solve(count, factor_.stride, factor_.row(0), right_.stride, right_.row(0));
     const int64_t stride = grad_.stride + kRow;  // not a power of two: all columns would share a set of the cache
     Vector f_columns(size_t(classes_ * stride), 0.0), lam_columns(spreading_ ? 0 : size_t(classes_ * stride), 0.0);
     std::vector<double> lam(size_t(count * classes_));
@@ -211,7 +206,7 @@ class DenseLoss {
     for (int64_t a = 0; a < count; ++a) {
       const int64_t i = rows_[a];
       for (int64_t c = 0; c < classes_; ++c) {
-        const double value = right_.at(a, width_ + c) - right_.at(a, c);
+        const double value = right_.at(a, c);
         lam[a * classes_ + c] = spreading_ ? o_.alpha * root_[a] * value : value;
         if (spreading_) f_columns[c * stride + i] = totals_[a] * f_.at(i, c);  // before rows were made to sum to 1
         else lam_columns[c * stride + i] = value;
@@ -293,9 +288,7 @@ class DenseLoss {
   const int64_t n_, classes_;
   const bool spreading_;
   Matrix weights_, grad_, factor_;   // W; dL/dM; R
-  Matrix f_;                         // [n, C]
-  const int64_t width_;              // of C columns
-  Matrix right_;                     // right-hand sides and solutions of the solved rows; of an adjoint two, by sign
+  Matrix f_, right_;                 // [n, C]; right-hand sides and solutions of the solved rows
   Vector degree_, inner_, scale_;    // d, d^-1/2 and s of the normalisation
   std::vector<int64_t> rows_;        // the solved ones
   Vector root_, totals_, grad_f_;    // D^1/2 (spreading) and sums of F of the solved rows; dL/dF [n, C]

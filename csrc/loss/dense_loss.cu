@@ -70,7 +70,7 @@ project_rows_kernel(int64_t n, int64_t cols, const T* __restrict__ unit, const d
 // Device memory of one call.
 struct Space {
   double *weights, *factor;             // [n, n], [n, n + 1]
-  double *f, *lam, *right;              // [n, C]: F before rows are made to sum to 1; adjoint. [n, 2 C]: right-hand sides
+  double *f, *lam, *right;              // [n, C]: F before rows are made to sum to 1; adjoint; right-hand sides
   double *degree, *inner, *scale;       // [n]: d = W 1, d^-1/2, s
   double *to_degree, *to_inner, *root;  // [n]
 };
@@ -79,8 +79,7 @@ Space carve(Workspace& memory, int64_t n, int64_t classes) {
   Space s;
   s.weights = memory.take<double>(n * n);
   s.factor = memory.take<double>(n * (n + 1));
-  for (double** matrix : {&s.f, &s.lam}) *matrix = memory.take<double>(n * classes);
-  s.right = memory.take<double>(n * 2 * classes);
+  for (double** matrix : {&s.f, &s.lam, &s.right}) *matrix = memory.take<double>(n * classes);
   for (double** vector : {&s.degree, &s.inner, &s.scale, &s.to_degree, &s.to_inner, &s.root})
     *vector = memory.take<double>(n);
   return s;
@@ -304,28 +303,20 @@ solve_kernel(cpu::DenseProblem<T> p, cpu::DenseOptions options, bool spreading, 
   if (me == 0) *out.loss = T(wrong ? NAN : loss);
   if (!want_gradient) return;
 
-  // Positive and negative right sides apart, so that a solve only adds; "nll" has negative ones only.
-  const bool mixed = spreading || options.target != Target::nll;
-  const int wide = mixed ? 2 * classes : classes;
   for (int a = me; a < count; a += threads) {
     const int i = rows[a];
     const double *grad = s.lam + int64_t(i) * classes, *f = s.f + int64_t(i) * classes;
     const double sum = spreading ? s.to_degree[i] : 1;
     double along = 0;  // through the scaling of a row to sum 1
     for (int c = 0; spreading && sum > 0 && c < classes; ++c) along += grad[c] * f[c] / sum;
-    for (int c = 0; c < classes; ++c) {
-      double g = grad[c];
-      if (spreading) g = sum > 0 ? s.root[a] * ((g - along) / sum) : 0;
-      s.right[a * wide + c] = fmax(-g, 0.0);
-      if (mixed) s.right[a * wide + classes + c] = fmax(g, 0.0);
-    }
+    for (int c = 0; c < classes; ++c)
+      s.right[a * classes + c] = !spreading ? grad[c] : sum > 0 ? s.root[a] * ((grad[c] - along) / sum) : 0;
   }
   __syncthreads();
-  solve_factor(count, count + 1, s.factor, wide, s.right);
+  solve_factor(count, count + 1, s.factor, classes, s.right);
   for (int at = me; at < n * classes; at += threads) {
     const int a = position_of[at / classes], c = at % classes;
-    double lam = 0;
-    if (a >= 0) lam = (mixed ? s.right[a * wide + classes + c] : 0) - s.right[a * wide + c];
+    double lam = a < 0 ? 0 : s.right[a * classes + c];
     if (a >= 0 && spreading) lam *= options.alpha * s.root[a];
     s.lam[at] = wrong ? NAN : lam;
   }

@@ -23,8 +23,8 @@ struct DenseKernels {
   // zeros after it. R has its diagonal there, and what is right of it, which is <= 0, without its sign. W and e are >= 0,
   // and no step subtracts: a pivot is the sum of what is left in its row, so that each entry is right to a few n eps.
   void (*eliminate)(int64_t n, int64_t stride, double* a);
-  // x <- X^-1 x for x [n, x_stride], its first `width` columns, a multiple of kRow.
-  void (*solve)(int64_t n, int64_t stride, const double* r, int64_t width, int64_t x_stride, double* x);
+  // x <- X^-1 x for x [n, width], width a multiple of kRow. Its error is relative to X^-1 |x|.
+  void (*solve)(int64_t n, int64_t stride, const double* r, int64_t width, double* x);
   // out_j = -sum_c (lam_c - lams_cj) (f_c - fs_cj) for fs, lams [classes, stride]; out has `count` elements. A difference
   // of two F within their rounding counts as 0: it may be multiplied by a lam of 1e70.
   void (*edge_gradients)(int64_t count, int64_t classes, int64_t stride, const double* f, const double* lam,

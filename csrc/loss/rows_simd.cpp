@@ -95,28 +95,28 @@ void eliminate(int64_t n, int64_t stride, double* a) {
   }
 }
 
-void solve(int64_t n, int64_t stride, const double* r, int64_t width, int64_t x_stride, double* x) {
+void solve(int64_t n, int64_t stride, const double* r, int64_t width, double* x) {
   for (int64_t c = 0; c < width; c += kRow) {
     for (int64_t k = 0; k < n; ++k) {  // R^T y = x
       const double* row = r + k * stride;
-      double* own = x + k * x_stride + c;
+      double* own = x + k * width + c;
       const Lanes y = mul(load_double(own), 1 / row[k]);
       store_double(y, own);
       for (int64_t j = k + 1; j < n; ++j) {
-        double* other = x + j * x_stride + c;
+        double* other = x + j * width + c;
         store_double(mac(y, broadcast(row[j]), load_double(other)), other);
       }
     }
     for (int64_t k = n - 1; k >= 0; --k) {  // R x = y
       const double* row = r + k * stride;
-      double* own = x + k * x_stride + c;
+      double* own = x + k * width + c;
       Lanes sum = load_double(own), second = zero();  // two chains of additions
       int64_t j = k + 1;
       for (; j + 2 <= n; j += 2) {
-        sum = mac(load_double(x + j * x_stride + c), broadcast(row[j]), sum);
-        second = mac(load_double(x + (j + 1) * x_stride + c), broadcast(row[j + 1]), second);
+        sum = mac(load_double(x + j * width + c), broadcast(row[j]), sum);
+        second = mac(load_double(x + (j + 1) * width + c), broadcast(row[j + 1]), second);
       }
-      for (; j < n; ++j) sum = mac(load_double(x + j * x_stride + c), broadcast(row[j]), sum);
+      for (; j < n; ++j) sum = mac(load_double(x + j * width + c), broadcast(row[j]), sum);
       store_double(mul(add(sum, second), 1 / row[k]), own);
     }
   }

@@ -47,7 +47,7 @@ __device__ inline void eliminate(int n, int64_t stride, double* a, double* panel
   }
 }
 
-// x <- (R^T R)^-1 x, x [n, columns] >= 0.
+// x <- (R^T R)^-1 x, x [n, columns].
 __device__ inline void solve_factor(int n, int64_t stride, const double* a, int columns, double* x) {
   const int threads = blockDim.x, me = threadIdx.x;
   for (int k = 0; k < n; ++k) {

@@ -170,9 +170,9 @@ def dense_propagate_backward_op(
     factored, grad, lam = factor[: len(rows), : len(rows)], grad_f[rows].double(), torch.zeros_like(f)
     if alpha >= 0:
         scale = _scale(root, rows)
-        lam[rows] = alpha * scale * _elimination.solve_signed(factored, scale * grad)
+        lam[rows] = alpha * scale * _elimination.solve(factored, scale * grad)
         return (lam @ f.T).to(m.dtype)
-    lam[rows] = _elimination.solve_signed(factored, grad)
+    lam[rows] = _elimination.solve(factored, grad)
     return (_elimination.edge_gradient(lam, f) / 2).to(m.dtype)
 
 

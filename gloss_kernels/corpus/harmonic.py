@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._derivatives import refuse_transforms
-from .._elimination import edge_gradient, eliminated, factor, solve, solve_signed
+from .._elimination import edge_gradient, eliminated, factor, solve
 from .._math import reachable_rows
 
 
@@ -49,7 +49,7 @@ class _Harmonic(torch.autograd.Function):
             wanted = [x for x in (edges, to_labels) if x.requires_grad]
             found = iter(torch.autograd.grad(_solved(edges, to_labels, reachable), wanted, grad, create_graph=True))
             return tuple(next(found) if x.requires_grad else None for x in (edges, to_labels))
-        lam = solve_signed(factored, grad * reachable[:, None])
+        lam = solve(factored, grad * reachable[:, None])
         return edge_gradient(lam, f) / 2, lam - (lam * f).sum(dim=1, keepdim=True)
 
 

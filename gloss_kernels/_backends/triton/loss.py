@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..._elimination import ULPS, factor, solve, solve_signed
+from ..._elimination import ULPS, factor, solve
 from ..._math import SMALLEST_EXPONENT, compute_dtype, shortest_with_gradient
 from ..._product import in_float64
 from ..protocol import Batch, BatchLoss
@@ -355,7 +355,7 @@ def dense_loss(batch: Batch, want_gradient: bool) -> BatchLoss:
     if not want_gradient:
         return BatchLoss(loss, result, reachable, lack, x.new_empty(0), degree.new_empty(0))
 
-    lam = solve_signed(factored, right)
+    lam = solve(factored, right)
     lam = (lam if alpha is None else alpha * root[:, None] * lam).contiguous()
     to_degree, to_inner = torch.zeros_like(degree), torch.zeros_like(degree)
     if normalized:
