@@ -105,11 +105,12 @@ inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, i
   emulator::shared_opted_in[kernel] = size_t(bytes);
   return cudaSuccess;
 }
+// No bytes: the addresses may be null, which CUDA takes and C does not.
 inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t stream) {
-  return emulator::submit(stream, [=] { std::memset(at, value, bytes); }), cudaSuccess;
+  return emulator::submit(stream, [=] { if (bytes) std::memset(at, value, bytes); }), cudaSuccess;
 }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
-  return emulator::submit(stream, [=] { std::memcpy(to, from, bytes); }), cudaSuccess;
+  return emulator::submit(stream, [=] { if (bytes) std::memcpy(to, from, bytes); }), cudaSuccess;
 }
 inline cudaError_t cudaHostAlloc(void** at, size_t bytes, unsigned) {
   if (const cudaError_t error = emulator::unless_captured(); error != cudaSuccess) return error;

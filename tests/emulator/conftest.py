@@ -21,7 +21,8 @@ def run_check() -> Callable[..., subprocess.CompletedProcess[str]]:
         path = PROGRAMS / program
         if not path.exists():
             pytest.skip(f"no {path}: GLOSS_KERNELS_EMULATOR=1 pip install -e .")
-        environment = os.environ if seed is None else {**os.environ, "GLOSS_EMULATOR_SEED": str(seed)}
+        environment = dict(os.environ) if seed is None else {**os.environ, "GLOSS_EMULATOR_SEED": str(seed)}
+        environment["UBSAN_OPTIONS"] = f"{environment.get('UBSAN_OPTIONS', '')}:halt_on_error=1"
         return subprocess.run([path, case], env=environment, capture_output=True, text=True, timeout=900, check=False)
 
     return run

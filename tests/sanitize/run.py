@@ -5,7 +5,9 @@ this processor has) and over the CUDA core on the emulator: its check programs a
 thread: ThreadSanitizer over the threaded parts of the C++ core, four threads a call.
 
 Each builds into build/sanitize/NAME, with gcc, and runs pytest with the sanitizer's runtime loaded first. A report does
-not stop the tests where the sanitizer can go on; every report is printed at the end, and one is enough to fail.
+not stop the tests where the sanitizer can go on; every report is printed at the end, and one is enough to fail. Beside
+AddressSanitizer gcc's runtime for undefined behaviour writes to stderr, whatever log_path says: what is written there
+is kept, past pytest, and looked through; a check program ends at its first report.
 """
 
 from __future__ import annotations
@@ -101,12 +103,18 @@ def sanitize(name: str, extra: list[str]) -> bool:
         **{key: value.format(log=reports / "report") for key, value in OPTIONS[name].items()},
     }
     passed = True
-    for variables, arguments in RUNS[name]:
+    for nth, (variables, arguments) in enumerate(RUNS[name]):
         print(f"\n=== {name} {variables or ''} pytest {' '.join(arguments)}", flush=True)
         threads = f"torch.set_num_threads({THREADS[name]})"
         start = f"import sys, pytest, torch; {threads}; sys.exit(pytest.main(sys.argv[1:]))"
-        command = [sys.executable, "-P", "-c", start, "-q", "-p", "no:cacheprovider", *arguments, *extra]
-        passed &= subprocess.run(command, cwd=ROOT, env=environment | variables, check=False).returncode == 0
+        options = ["-q", "--capture=sys", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-P", "-c", start, *options, *arguments, *extra]
+        written = reports / f"stderr.{nth}"
+        with written.open("w") as stderr:
+            done = subprocess.run(command, cwd=ROOT, env=environment | variables, stderr=stderr, check=False)
+        passed &= done.returncode == 0
+        if done.returncode == 0 and "runtime error:" not in written.read_text(errors="replace"):
+            written.unlink()
     found = sorted(reports.iterdir())
     for report in found:
         print(f"\n=== {report.name}\n{report.read_text(errors='replace')[:20_000]}")
