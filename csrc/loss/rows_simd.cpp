@@ -26,7 +26,7 @@ inline double exp_negative(double x) {
   p = p * r + 0.5;
   p = p * r + 1.0;
   p = p * r + 1.0;
-  int64_t bits;
+  uint64_t bits;  // the low ones are k, of two's complement; those above leave by the shift
   std::memcpy(&bits, &shifted, 8);
   bits = (bits + 1023) << 52;
   double power;

@@ -275,7 +275,9 @@ template <class T>
 void test_rounding(int bits, int lowest, double largest) {
   const auto check_one = [&](float x) {
     const float want = float(nearest(x, bits, lowest, largest)), got = float(T(x));
-    expect(std::memcmp(&want, &got, 4) == 0, "rounding of a float", (long long)(x));
+    unsigned pattern;
+    std::memcpy(&pattern, &x, 4);
+    expect(std::memcmp(&want, &got, 4) == 0, "rounding of a float", pattern);
   };
   for (unsigned pattern = 0; pattern < 0x10000; ++pattern) {  // every number, and the places where rounding turns
     const unsigned short raw = static_cast<unsigned short>(pattern);
