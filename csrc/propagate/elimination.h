@@ -1,8 +1,5 @@
-// Elimination without a subtraction (Grassmann, Taksar and Heyman 1985) of a small dense system A x = b,
-// (A x)_i = e_i x_i + sum_j W_ij (x_i - x_j), W >= 0 symmetric, e >= 0: every digit is right, however far weights differ.
-//
-//   for k = last .. first:  s_k = sum_{j<k} W_kj + e_k;  W_ij += W_ik W_kj / s_k,  e_i += W_ik e_k / s_k  (i, j < k)
-//   b_i += W_ik b_k / s_k,  then for k = first .. last:  x_k = (b_k + sum_{j<k} W_kj x_j) / s_k
+// A small system A x = b, (A x)_i = e_i x_i + sum_j W_ij (x_i - x_j), W >= 0 symmetric, e >= 0, by the elimination without
+// a subtraction of the dense loss (loss/kernels.h): every digit is right, however far weights differ.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -13,16 +10,17 @@ namespace gloss::cpu {
 class Elimination {
  public:
   Elimination() = default;
-  // weights [rows, rows], the diagonal is not read; every row must be joined to a positive excess by a path.
-  Elimination(int64_t rows, std::vector<double> weights, std::vector<double> excess);
+  // W in CSR form; every row must be joined to a positive excess by a path.
+  Elimination(const std::vector<int64_t>& crow, const std::vector<int32_t>& col, const std::vector<double>& weight,
+              const std::vector<double>& excess);
 
-  int64_t rows() const { return int64_t(inverse_.size()); }
-  // x [rows, width] <- A^-1 b; b is used up.
-  void solve(int64_t width, double* b, double* x) const;
+  int64_t rows() const { return rows_; }
+  // x [rows, width] <- A^-1 x, width a multiple of 16. The error is relative to A^-1 |x|.
+  void solve(int64_t width, double* x) const;
 
  private:
-  std::vector<double> weights_;  // [rows, rows]: below the diagonal W_kj when k was eliminated
-  std::vector<double> inverse_;  // 1 / s
+  int64_t rows_ = 0, stride_ = 0;
+  std::vector<double> factor_;  // [rows, stride]
 };
 
 }  // namespace gloss::cpu

@@ -14,9 +14,15 @@ namespace gloss::cpu {
 
 struct HarmonicRows {
   int64_t rows() const { return int64_t(node.size()); }
+  struct Border {
+    std::vector<int64_t> crow;   // [rows + 1]
+    std::vector<int32_t> col;    // nodes
+    std::vector<double> weight;  // M_il
+  };
   std::vector<int64_t> node;    // [rows] -> node
   std::vector<int32_t> row_of;  // [n] -> row, or -1
   std::vector<double> pull;     // [rows]: eps D
+  Border border;                // to the fixed neighbours
   WeightedGraph graph;          // of the unknown rows, until the hierarchy is built from it
   double spread = 1;            // the largest weight over the smallest
 };

@@ -180,14 +180,6 @@ Level<T> ordered_level(const WeightedGraph& graph, const std::vector<int32_t>& o
   return out;
 }
 
-Elimination eliminate(const WeightedGraph& graph) {
-  const int64_t n = graph.rows();
-  std::vector<double> weights(static_cast<size_t>(n * n), 0.0);
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t e = graph.crow[i]; e < graph.crow[i + 1]; ++e) weights[i * n + graph.col[e]] = graph.weight[e];
-  return Elimination(n, std::move(weights), graph.excess);
-}
-
 }  // namespace
 
 template <class T>
@@ -207,7 +199,7 @@ Hierarchy<T> build_hierarchy(WeightedGraph finest, int threads) {
   std::vector<int32_t> order(static_cast<size_t>(last.rows())), position, above;
   std::iota(order.begin(), order.end(), 0);
   above = order;
-  if (last.rows() <= kMostDense) out.coarsest = eliminate(last);
+  if (last.rows() <= kMostDense) out.coarsest = Elimination(last.crow, last.col, last.weight, last.excess);
   out.levels.back() = ordered_level<T>(last, order, above, threads);
   out.levels.back().first.assign(1, 0);
   for (int64_t l = int64_t(graphs.size()) - 2; l >= 0; --l) {

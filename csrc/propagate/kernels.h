@@ -15,7 +15,7 @@ constexpr int64_t kPanel = 16;
 // The width of a panel for so many columns; the columns past them hold zeros.
 inline int64_t panel_width(int64_t columns) { return columns <= 4 ? 4 : columns <= 8 ? 8 : kPanel; }
 
-// Rows of a sparse matrix: the off-diagonal part B of the system I - B (symmetric), or its border, the fixed neighbours.
+// Rows of label spreading's B, the off-diagonal part of the system I - B (symmetric).
 template <class T>
 struct System {
   int64_t rows;
@@ -41,8 +41,6 @@ struct PanelKernels {
   // out = b - (x - B x), summed in double; dots[c] = sum of out^2.
   void (*residual)(const System<T>& system, int64_t width, const T* b, const T* x, T* out, int64_t begin, int64_t end,
                    double* dots);
-  // out[i, c] = sum over the entries (i, j) of x[j stride + c], c < columns <= width; x need not be a panel.
-  void (*gather)(const System<T>& border, int64_t width, int64_t columns, int64_t stride, const T* x, T* out);
   // e += step p, r -= step q; dots[c] = sum of r^2.
   void (*advance)(int64_t width, const T* step, const T* p, const T* q, T* e, T* r, int64_t begin, int64_t end,
                   double* dots);
@@ -51,12 +49,11 @@ struct PanelKernels {
 
   // Of the multilevel solver: y = A x on rows [begin, end); dots[c] = sum of x y.
   void (*apply)(const Weights<T>& a, int64_t width, const T* x, T* y, int64_t begin, int64_t end, double* dots);
-  // r = b - A x; dots[c] = sum of r^2 damped.
-  void (*remainder)(const Weights<T>& a, int64_t width, const T* b, const T* x, T* r, int64_t begin, int64_t end,
-                    double* dots);
-  // x += step p, r -= step q, z = damped r; dots[c] = sum of r z.
+  // r = b - A x.
+  void (*remainder)(const Weights<T>& a, int64_t width, const T* b, const T* x, T* r, int64_t begin, int64_t end);
+  // x += step p, r -= step q, z = damped r.
   void (*descend)(const Weights<T>& a, int64_t width, const T* step, const T* p, const T* q, T* x, T* r, T* z,
-                  int64_t begin, int64_t end, double* dots);
+                  int64_t begin, int64_t end);
   // z = damped r.
   void (*damp)(const Weights<T>& a, int64_t width, const T* r, T* z, int64_t begin, int64_t end);
   // coarse[g] = sum over the rows of group g of r - A z, groups [begin, end).
@@ -64,7 +61,9 @@ struct PanelKernels {
                    int64_t begin, int64_t end);
   // z += coarse[g] in the rows of groups [begin, end).
   void (*prolong)(const int32_t* first, int64_t width, const T* coarse, T* z, int64_t begin, int64_t end);
-  // out = z + damped (r - A z); dots[c] = sum of r out, largest[c] = max |out|.
+  // dots[c] = sum of r z, largest[c] = max |z|.
+  void (*measure)(int64_t width, const T* r, const T* z, int64_t begin, int64_t end, double* dots, double* largest);
+  // out = z + damped (r - A z), measured.
   void (*smooth)(const Weights<T>& a, int64_t width, const T* r, const T* z, T* out, int64_t begin, int64_t end,
                  double* dots, double* largest);
 

@@ -32,7 +32,7 @@ MultilevelSolver<T>::MultilevelSolver(const Hierarchy<T>& hierarchy, Until until
     space_.push_back(std::move(space));
   }
   partial_.resize(size_t(most * kPanel)), largest_.resize(size_t(most * kPanel));
-  dense_.resize(size_t(hierarchy.coarsest.rows() * kPanel)), solution_.resize(dense_.size());
+  dense_.resize(size_t(hierarchy.coarsest.rows() * kPanel));
 }
 
 // body(begin, end, number of the range)
@@ -66,8 +66,10 @@ const T* MultilevelSolver<T>::cycle(size_t at, int64_t width, const T* r, T* z, 
   const Weights<T> a = level.view();
   Space& space = space_[at];
   T* out = space.out.get();
-  if (at + 1 == hierarchy_.levels.size() && hierarchy_.coarsest.rows() == level.rows)
-    return eliminate(width, r, out, dots, largest);
+  if (at + 1 == hierarchy_.levels.size() && hierarchy_.coarsest.rows() == level.rows) {
+    eliminate(width, r, out);
+    return out;
+  }
   if (level.groups() > 0) {
     Space& below = space_[at + 1];
     const Weights<T> coarse = hierarchy_.levels[at + 1].view();
@@ -80,10 +82,15 @@ const T* MultilevelSolver<T>::cycle(size_t at, int64_t width, const T* r, T* z, 
       kernels_.prolong(level.first.data(), width, correction, z, begin, end);
     });
   }
+  // Without a level below, the excess holds every row: the step from zero is enough, and a second one would cost more
+  // than the iterations that it saves.
+  const bool is_diagonal = at == 0 && level.groups() == 0;
   Columns unused;
   sum(at, width, dots ? dots : unused, [&](int64_t begin, int64_t end, double* dot, double* most) {
-    kernels_.smooth(a, width, r, z, out, begin, end, dot, most);
+    if (is_diagonal) kernels_.measure(width, r, z, begin, end, dot, most);
+    else kernels_.smooth(a, width, r, z, out, begin, end, dot, most);
   });
+  if (is_diagonal) out = z;
   if (!largest) return out;
   std::fill_n(largest, width, 0.0);
   for (int64_t number = 0; number < space.ranges; ++number)
@@ -91,31 +98,15 @@ const T* MultilevelSolver<T>::cycle(size_t at, int64_t width, const T* r, T* z, 
   return out;
 }
 
-// The coarsest level's, in double.
+// out <- A^-1 r of the coarsest level, in double.
 template <class T>
-const T* MultilevelSolver<T>::eliminate(int64_t width, const T* r, T* out, Columns dots, Columns largest) {
-  const int64_t count = hierarchy_.coarsest.rows() * width;
-  std::copy_n(r, count, dense_.data());
-  hierarchy_.coarsest.solve(width, dense_.data(), solution_.data());
-  for (int64_t i = 0; i < count; ++i) out[i] = T(solution_[i]);
-  if (!dots) return out;
-  std::fill_n(dots, width, 0.0), std::fill_n(largest, width, 0.0);
-  for (int64_t i = 0; i < count; ++i) {
-    dots[i % width] += double(r[i]) * solution_[i];
-    largest[i % width] = std::max(largest[i % width], std::abs(solution_[i]));
-  }
-  return out;
-}
-
-// Every digit right, whatever the weights: what is positive and what is negative in b apart, so that nothing cancels.
-template <class T>
-void MultilevelSolver<T>::solve_directly(int64_t width, const T* b, T* x) {
-  const int64_t count = hierarchy_.coarsest.rows() * width;
-  for (const double sign : {1.0, -1.0}) {
-    for (int64_t i = 0; i < count; ++i) dense_[i] = std::max(sign * double(b[i]), 0.0);
-    hierarchy_.coarsest.solve(width, dense_.data(), solution_.data());
-    for (int64_t i = 0; i < count; ++i) x[i] = T((sign > 0 ? 0.0 : double(x[i])) + sign * solution_[i]);
-  }
+void MultilevelSolver<T>::eliminate(int64_t width, const T* r, T* out) {
+  const int64_t rows = hierarchy_.coarsest.rows();
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t c = 0; c < width; ++c) dense_[i * kPanel + c] = double(r[i * width + c]);
+  hierarchy_.coarsest.solve(kPanel, dense_.data());
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t c = 0; c < width; ++c) out[i * width + c] = T(dense_[i * kPanel + c]);
 }
 
 template <class T>
@@ -123,13 +114,13 @@ int64_t MultilevelSolver<T>::solve(int64_t width, bool has_start, const T* b, T*
   const Weights<T> a = hierarchy_.levels[0].view();
   const int64_t rows = hierarchy_.levels[0].rows;
   if (hierarchy_.levels.size() == 1 && hierarchy_.coarsest.rows() == rows) {
-    solve_directly(width, b, x);
+    eliminate(width, b, x);
     std::fill_n(residual, width, 0.0);
     return 0;
   }
   T *z = space_[0].z.get(), *q = space_[0].out.get(), *p = p_.get(), *r = r_.get();  // q and a correction never meet
   const T* correction = nullptr;
-  Columns norm, unused, along, before, pq, largest;
+  Columns norm, along, before, pq, largest;
   bool active[kPanel];
   T step[kPanel], beta[kPanel];
   // The correction by the rows' own sizes, into largest.
@@ -176,8 +167,9 @@ int64_t MultilevelSolver<T>::solve(int64_t width, bool has_start, const T* b, T*
       if (norm[i % width] == 0) x[i] = 0;
   int64_t iterations = 0;
   for (int round = 0;; ++round) {
-    sum(0, width, unused, [&](int64_t begin, int64_t end, double* dots, double*) {
-      kernels_.remainder(a, width, b, x, r, begin, end, dots);
+    each(0, [&](int64_t begin, int64_t end, int64_t) {
+      if (round > 0 || has_start) kernels_.remainder(a, width, b, x, r, begin, end);
+      else std::copy(b + begin * width, b + end * width, r + begin * width);  // x = 0
       kernels_.damp(a, width, r, z, begin, end);
     });
     correction = cycle(0, width, r, z, along, largest);
@@ -193,8 +185,8 @@ int64_t MultilevelSolver<T>::solve(int64_t width, bool has_start, const T* b, T*
         step[c] = active[c] ? T(along[c] / pq[c]) : T(0);
         before[c] = along[c];
       }
-      sum(0, width, unused, [&](int64_t begin, int64_t end, double* dots, double*) {
-        kernels_.descend(a, width, step, p, q, x, r, z, begin, end, dots);
+      each(0, [&](int64_t begin, int64_t end, int64_t) {
+        kernels_.descend(a, width, step, p, q, x, r, z, begin, end);
       });
       ++iterations;
       correction = cycle(0, width, r, z, along, largest);

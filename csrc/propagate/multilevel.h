@@ -37,8 +37,7 @@ class MultilevelSolver {
   template <class Body>
   void sum(size_t level, int64_t width, Columns sums, const Body& body);
   const T* cycle(size_t level, int64_t width, const T* r, T* z, Columns dots, Columns largest);
-  void solve_directly(int64_t width, const T* b, T* x);
-  const T* eliminate(int64_t width, const T* r, T* out, Columns dots, Columns largest);
+  void eliminate(int64_t width, const T* r, T* out);
 
   const Hierarchy<T>& hierarchy_;
   const PanelKernels<T>& kernels_;
@@ -47,7 +46,7 @@ class MultilevelSolver {
   const int64_t max_iter_;
   const int threads_;
   std::vector<Space> space_;
-  std::vector<double> partial_, largest_, dense_, solution_;
+  std::vector<double> partial_, largest_, dense_;
   Buffer<T> p_, r_;
   std::vector<double> least_;  // [rows], relative: b / diagonal, the least size of a row
 };

@@ -116,23 +116,6 @@ void residual_rows(const System<T>& system, const T* b, const T* x, T* out, int6
 }
 
 template <int N, class T>
-void gather_rows(const System<T>& border, int64_t columns, int64_t stride, const T* x, T* out) {
-  for (int64_t i = 0; i < border.rows; ++i) {
-    T* to = out + i * N;
-    if (columns == N) {
-      Row<T, N> sum = Row<T, N>::zero();
-      for (int64_t e = border.crow[i]; e < border.crow[i + 1]; ++e)
-        sum = sum.plus(border.value[e], Row<T, N>::load(x + int64_t(border.col[e]) * stride));
-      sum.store(to);
-      continue;
-    }
-    for (int l = 0; l < N; ++l) to[l] = 0;
-    for (int64_t e = border.crow[i]; e < border.crow[i + 1]; ++e)
-      for (int64_t c = 0; c < columns; ++c) to[c] += border.value[e] * x[int64_t(border.col[e]) * stride + c];
-  }
-}
-
-template <int N, class T>
 void advance_rows(const T* step, const T* p, const T* q, T* e, T* r, int64_t begin, int64_t end, double* dots) {
   using R = Row<T, N>;
   const R a = R::load(step);
@@ -182,30 +165,21 @@ void apply_rows(const Weights<T>& a, const T* x, T* y, int64_t begin, int64_t en
 }
 
 template <int N, class T>
-void remainder_rows(const Weights<T>& a, const T* b, const T* x, T* r, int64_t begin, int64_t end, double* dots) {
-  Row<double, N> dot = Row<double, N>::zero();
-  for (int64_t i = begin; i < end; ++i) {
-    const Row<T, N> ri = Row<T, N>::load(b + i * N) - flow<N>(a, i, x);
-    ri.store(r + i * N);
-    dot = dot.plus(double(a.damped[i]), wide(ri) * wide(ri));
-  }
-  dot.store(dots);
+void remainder_rows(const Weights<T>& a, const T* b, const T* x, T* r, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) (Row<T, N>::load(b + i * N) - flow<N>(a, i, x)).store(r + i * N);
 }
 
 template <int N, class T>
 void descend_rows(const Weights<T>& a, const T* step, const T* p, const T* q, T* x, T* r, T* z, int64_t begin,
-                  int64_t end, double* dots) {
+                  int64_t end) {
   using R = Row<T, N>;
   const R by = R::load(step);
-  Row<double, N> dot = Row<double, N>::zero();
   for (int64_t i = begin; i < end; ++i) {
     (R::load(x + i * N) + by * R::load(p + i * N)).store(x + i * N);
     const R ri = R::load(r + i * N) - by * R::load(q + i * N), zi = R::zero().plus(a.damped[i], ri);
     ri.store(r + i * N);
     zi.store(z + i * N);
-    dot = dot + wide(ri) * wide(zi);
   }
-  dot.store(dots);
 }
 
 template <int N, class T>
@@ -234,25 +208,45 @@ void prolong_rows(const int32_t* first, const T* coarse, T* z, int64_t begin, in
   }
 }
 
+// Sums of r z and the largest |z| of the rows that it was given.
 template <int N, class T>
-void smooth_rows(const Weights<T>& a, const T* r, const T* z, T* out, int64_t begin, int64_t end, double* dots,
-                 double* largest) {
-  using R = Row<T, N>;
+struct Measure {
   Row<double, N> dot = Row<double, N>::zero();
   T most[N] = {};
-  for (int64_t i = begin; i < end; ++i) {
-    const R ri = R::load(r + i * N), zi = R::load(z + i * N).plus(a.damped[i], ri - flow<N>(a, i, z));
-    zi.store(out + i * N);
-    dot = dot + wide(ri) * wide(zi);
+
+  GLOSS_INLINE void take(const Row<T, N>& r, const Row<T, N>& z) {
+    dot = dot + wide(r) * wide(z);
     T numbers[N];
-    zi.store(numbers);
+    z.store(numbers);
     for (int c = 0; c < N; ++c) {
       const T size = numbers[c] < 0 ? -numbers[c] : numbers[c];
       most[c] = most[c] < size ? size : most[c];
     }
   }
-  dot.store(dots);
-  for (int c = 0; c < N; ++c) largest[c] = double(most[c]);
+  GLOSS_INLINE void store(double* dots, double* largest) const {
+    dot.store(dots);
+    for (int c = 0; c < N; ++c) largest[c] = double(most[c]);
+  }
+};
+
+template <int N, class T>
+void measure_rows(const T* r, const T* z, int64_t begin, int64_t end, double* dots, double* largest) {
+  Measure<N, T> measure;
+  for (int64_t i = begin; i < end; ++i) measure.take(Row<T, N>::load(r + i * N), Row<T, N>::load(z + i * N));
+  measure.store(dots, largest);
+}
+
+template <int N, class T>
+void smooth_rows(const Weights<T>& a, const T* r, const T* z, T* out, int64_t begin, int64_t end, double* dots,
+                 double* largest) {
+  using R = Row<T, N>;
+  Measure<N, T> measure;
+  for (int64_t i = begin; i < end; ++i) {
+    const R ri = R::load(r + i * N), zi = R::load(z + i * N).plus(a.damped[i], ri - flow<N>(a, i, z));
+    zi.store(out + i * N);
+    measure.take(ri, zi);
+  }
+  measure.store(dots, largest);
 }
 
 // Picks the copy for the panel's width: 4, 8 or 16.
@@ -274,13 +268,6 @@ template <class T>
 void residual(const System<T>& system, int64_t width, const T* b, const T* x, T* out, int64_t begin, int64_t end,
               double* dots) {
 #define GLOSS_CALL(n) residual_rows<n>(system, b, x, out, begin, end, dots)
-  GLOSS_BY_WIDTH(GLOSS_CALL)
-#undef GLOSS_CALL
-}
-
-template <class T>
-void gather(const System<T>& border, int64_t width, int64_t columns, int64_t stride, const T* x, T* out) {
-#define GLOSS_CALL(n) gather_rows<n>(border, columns, stride, x, out)
   GLOSS_BY_WIDTH(GLOSS_CALL)
 #undef GLOSS_CALL
 }
@@ -308,17 +295,16 @@ void apply(const Weights<T>& a, int64_t width, const T* x, T* y, int64_t begin, 
 }
 
 template <class T>
-void remainder(const Weights<T>& a, int64_t width, const T* b, const T* x, T* r, int64_t begin, int64_t end,
-               double* dots) {
-#define GLOSS_CALL(n) remainder_rows<n>(a, b, x, r, begin, end, dots)
+void remainder(const Weights<T>& a, int64_t width, const T* b, const T* x, T* r, int64_t begin, int64_t end) {
+#define GLOSS_CALL(n) remainder_rows<n>(a, b, x, r, begin, end)
   GLOSS_BY_WIDTH(GLOSS_CALL)
 #undef GLOSS_CALL
 }
 
 template <class T>
 void descend(const Weights<T>& a, int64_t width, const T* step, const T* p, const T* q, T* x, T* r, T* z,
-             int64_t begin, int64_t end, double* dots) {
-#define GLOSS_CALL(n) descend_rows<n>(a, step, p, q, x, r, z, begin, end, dots)
+             int64_t begin, int64_t end) {
+#define GLOSS_CALL(n) descend_rows<n>(a, step, p, q, x, r, z, begin, end)
   GLOSS_BY_WIDTH(GLOSS_CALL)
 #undef GLOSS_CALL
 }
@@ -341,6 +327,13 @@ void restrict(const Weights<T>& a, const int32_t* first, int64_t width, const T*
 template <class T>
 void prolong(const int32_t* first, int64_t width, const T* coarse, T* z, int64_t begin, int64_t end) {
 #define GLOSS_CALL(n) prolong_rows<n>(first, coarse, z, begin, end)
+  GLOSS_BY_WIDTH(GLOSS_CALL)
+#undef GLOSS_CALL
+}
+
+template <class T>
+void measure(int64_t width, const T* r, const T* z, int64_t begin, int64_t end, double* dots, double* largest) {
+#define GLOSS_CALL(n) measure_rows<n>(r, z, begin, end, dots, largest)
   GLOSS_BY_WIDTH(GLOSS_CALL)
 #undef GLOSS_CALL
 }
@@ -401,9 +394,10 @@ double dot_differences(int64_t count, const T* a, const T* b, const F* f, const 
 }  // namespace
 
 template <class T>
-constexpr PanelKernels<T> kKernels = {multiply<T>, residual<T>, gather<T>,   advance<T>, turn<T>, apply<T>,
-                                      remainder<T>, descend<T>, damp<T>,     restrict<T>, prolong<T>, smooth<T>,
-                                      dot<T>,      dot_differences<T, float>, dot_differences<T, double>};
+constexpr PanelKernels<T> kKernels = {
+    multiply<T>, residual<T>, advance<T>, turn<T>,    apply<T>, remainder<T>,
+    descend<T>,  damp<T>,     restrict<T>, prolong<T>, measure<T>, smooth<T>,
+    dot<T>,      dot_differences<T, float>, dot_differences<T, double>};
 extern const PanelKernels<float> panel_f32 = kKernels<float>;
 extern const PanelKernels<double> panel_f64 = kKernels<double>;
 

@@ -48,8 +48,9 @@ double largest_lack(const std::vector<int64_t>& node, int64_t num_classes, int t
   return largest;
 }
 
-// Rows of the exact solution are >= 0 and sum to 1; those of the iteration differ from that by about tol. A row of which
-// nothing has arrived yet becomes the mean of the fixed ones. To first order the gradient does not change.
+// Rows of the exact solution are >= 0 and sum to 1; those of the iteration differ from that by about tol a class. What a
+// row lacks goes to the classes in the proportion they have among the fixed rows: every class lacks its own share, and a
+// division by the sum would give all of it to the largest. To first order the gradient does not change.
 template <class T>
 void make_distributions(const std::vector<int64_t>& node, int64_t num_classes, const std::vector<double>& mean,
                         int threads, T* result) {
@@ -57,8 +58,11 @@ void make_distributions(const std::vector<int64_t>& node, int64_t num_classes, c
   for (int64_t row = 0; row < int64_t(node.size()); ++row) {
     T* f = result + node[row] * num_classes;
     double sum = 0;
-    for (int64_t c = 0; c < num_classes; ++c) sum += double(f[c] = std::max(f[c], T(0)));
-    for (int64_t c = 0; c < num_classes; ++c) f[c] = sum > 0 ? T(double(f[c]) / sum) : T(mean[c]);
+    for (int64_t c = 0; c < num_classes; ++c) sum += double(f[c]);
+    double total = 0;
+    for (int64_t c = 0; c < num_classes; ++c)
+      total += double(f[c] = T(std::max(double(f[c]) + (1 - sum) * mean[c], 0.0)));
+    for (int64_t c = 0; c < num_classes; ++c) f[c] = T(double(f[c]) / total);  // total >= 1: the numbers above sum to 1
   }
 }
 
@@ -106,22 +110,20 @@ template <class S, class T>
 int64_t propagate_harmonic(const Call<T>& call, PropagateOptions& options, HarmonicRows& rows, Ticker& ticker) {
   const Hierarchy<S> hierarchy = order_rows<S>(rows, options.threads);
   const int64_t stride = call.num_classes, count = rows.rows();
+  const std::vector<double> mean = mean_of_fixed(call.graph.n, stride, call.fixed, call.boundary, options.threads);
   bool again = false;  // a further solve starts from the result of the last
   const auto fill = [&](int64_t first, int64_t columns, int64_t width, S* b, S* x) {
     for (int64_t row = 0; row < count; ++row) {
       const int64_t i = rows.node[row];
       S* right = b + row * width;
       for (int64_t c = 0; c < columns; ++c) right[c] = S(rows.pull[row] * double(call.prior[first + c]));
-      for (int64_t e = call.graph.crow[i]; e < call.graph.crow[i + 1]; ++e) {
-        const int64_t j = call.graph.col[e];
-        if (rows.row_of[j] >= 0 || !(call.values[e] > 0)) continue;
-        const S weight = S(call.values[e]);
-        const T* label = call.boundary + j * stride + first;
+      for (int64_t e = rows.border.crow[row]; e < rows.border.crow[row + 1]; ++e) {
+        const S weight = S(rows.border.weight[e]);
+        const T* label = call.boundary + rows.border.col[e] * stride + first;
         for (int64_t c = 0; c < columns; ++c) right[c] += weight * S(label[c]);
       }
-      if (!again && !call.has_initial) continue;
       const T* last = (again ? call.result : call.boundary) + i * stride + first;
-      for (int64_t c = 0; c < columns; ++c) x[row * width + c] = S(last[c]);
+      for (int64_t c = 0; c < columns; ++c) x[row * width + c] = again || call.has_initial ? S(last[c]) : S(mean[first + c]);
     }
   };
   const auto take = [&](int64_t first, int64_t columns, int64_t width, const S* x) {
@@ -132,11 +134,9 @@ int64_t propagate_harmonic(const Call<T>& call, PropagateOptions& options, Harmo
     const auto make = [&](int threads) {
       return MultilevelSolver<S>(hierarchy, Until::absolute, options.tol, options.max_iter, threads);
     };
-    return solve_panels<S>(count, stride, options.threads, ticker, call.residual, again || call.has_initial, make,
-                           fill, take);
+    return solve_panels<S>(count, stride, options.threads, ticker, call.residual, true, make, fill, take);
   };
   int64_t iterations = solve();
-  const std::vector<double> mean = mean_of_fixed(call.graph.n, stride, call.fixed, call.boundary, options.threads);
   const auto is_one = [](double sum) { return std::abs(sum - 1) <= 1e-6; };
   double of_prior = 0;
   for (int64_t c = 0; c < stride; ++c) of_prior += double(call.prior[c]);

@@ -64,17 +64,15 @@ def propagate(kernels: FlowKernels, system: System, boundary: Tensor, has_initia
     if eps > 0:
         pull = eps * hidden.hierarchy.scale * hidden.degree[node]
         right += (pull[:, None] * prior).to(dtype)
-    start = boundary[node].to(dtype) if has_initial else torch.zeros_like(right)
+    mean = labels.double().sum(0) / fixed.sum().clamp(min=1)
+    start = boundary[node].to(dtype) if has_initial else mean.to(dtype).expand_as(right).clone()
     x, residual, iterations = Solver(kernels, hidden.hierarchy, tol, system.max_iter).solve(right, start, False)
 
     f = x.double()
-    mean = labels.double().sum(0) / fixed.sum().clamp(min=1)
     if bool((mean.sum() - 1).abs() <= 1e-6) and (eps == 0 or bool((prior.sum() - 1).abs() <= 1e-6)):
-        f = f.clamp(
-            0, 1
-        )  # as of the exact solution, whose rows sum to 1; a solve that was cut short may have rows of 0
-        total = f.sum(1, keepdim=True)
-        f = torch.where(total > 0, f / torch.where(total > 0, total, 1.0), mean)
+        # As of the exact solution. What a row lacks is shared as the labels are: each class lacks its own part.
+        f = (f + (1 - f.sum(1, keepdim=True)) * mean).clamp(min=0)
+        f = f / f.sum(1, keepdim=True)
     result = torch.where(reachable[:, None], boundary, system.prior)
     result[node] = f.to(result.dtype)
     count = torch.tensor(iterations, dtype=torch.int64, device=result.device)
