@@ -115,7 +115,7 @@ constexpr double finest_tol() {
 struct PropagateOptions {
   double alpha;           // NaN: harmonic solution. Else label spreading with this alpha in (0, 1)
   double prior_strength;  // eps >= 0 of the harmonic solution
-  double tol;             // a column stops when |r| <= tol |b| in the norm of the inverse diagonal (see propagate)
+  double tol;             // see propagate
   int64_t max_iter;
   int threads;
   Progress progress = {};  // of the CPU
@@ -123,15 +123,15 @@ struct PropagateOptions {
 
 // Harmonic: (D (1 + eps) - M)_UU F_U = M_UL F_L + eps D_U prior, D = diag(M 1), L the fixed rows, F_L = boundary_L.
 // Spreading: (I - alpha M) F = (1 - alpha) Y, Y = boundary on fixed rows and 0 elsewhere.
-// Conjugate gradients with the diagonal as preconditioner, all columns at once, each with its own step; converged
-// columns are frozen and leave the work. reachable[i]: a path of positive weights leads from i to a fixed row. Rows
-// that are not reachable become `prior` (spreading: 0) and do not take part.
-// `boundary` holds, on the other rows, the start of the iteration where has_initial is set; else the start is 0. Where
-// the fixed rows sum to 1, so do all rows of the harmonic solution (what the solver's tolerance lacks is made up).
-// |r| <= tol |b| says little of a component that hangs on the others by a small weight: its right-hand side is small.
-// Its rows then do not sum to 1; so, for the harmonic solution without prior, the solve goes on with a smaller tol while
-// a row lacks more than max(10 tol, 0.01). *used_tol is the last tol, for propagate_backward.
-// Returns the iterations done; residual[c] = |r_c| / |b_c| (0 where b_c = 0), or what a row still lacks if that failed.
+// reachable[i]: a path of positive weights leads from i to a fixed row. Rows that are not reachable become `prior`
+// (spreading: 0) and do not take part.
+// Harmonic: conjugate gradients with a multilevel preconditioner, or elimination (propagate/multilevel.h); a column is done
+// when no number would be corrected by more than tol / 2, and residual[c] is that number. Where the fixed rows sum to 1,
+// so do all rows; while one lacks more than max(10 tol, 0.01) before that is made up, the solve goes on with a smaller
+// tol, and where that fails residual[c] is at least what it lacks.
+// Spreading: conjugate gradients with the diagonal (propagate/solver.h); residual[c] = |r_c| / |b_c|, 0 where b_c = 0.
+// `boundary` holds, on the other rows, the start of the iteration where has_initial is set. *used_tol is the last tol, for
+// propagate_backward. Returns the iterations done. Throws Cancelled where options.progress says so.
 template <class T>
 int64_t propagate(Csr graph, const double* values, int64_t num_classes,
                   const uint8_t* fixed,  // [n]
@@ -150,7 +150,8 @@ int64_t propagate(Csr graph, const double* values, int64_t num_classes,
 //              each D_i also carries -eps lam_i . (F_i - prior) to every entry of row i (shared with the mirror entry)
 //   spreading: grad_ij = alpha (lam_i . F_j + lam_j . F_i) / 2
 // grad_values [crow[n]] comes zeroed; entries without a mirror entry above the diagonal stay so.
-// Returns the iterations done; residual[c] = |r_c| / |b_c|.
+// Harmonic: differences of F and of lam within their rounding count as 0, and residual[c] is the largest correction that
+// is left, relative to its row's largest number. Spreading: residual[c] = |r_c| / |b_c|. Returns the iterations done.
 template <class T>
 int64_t propagate_backward(Csr graph, const double* values, int64_t num_classes, const uint8_t* fixed,
                            const uint8_t* reachable, const T* prior, const T* result, const T* grad_result,

@@ -1,4 +1,4 @@
-"""What a search tells its caller beside its result: progress while it runs, figures afterwards. Both per thread."""
+"""What long work tells its caller beside its result: its progress, and of a search figures. Both per thread."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ _local = threading.local()  # report: the progress function; statistics: of the 
 
 @contextlib.contextmanager
 def progress(report: Callable[[float], object]) -> Iterator[None]:
-    """Within the block, ``cosine_topk`` calls ``report(share_done)`` now and then, share in 0..1, on this thread.
+    """Within the block, ``cosine_topk`` and ``propagate_labels`` on the CPU call ``report(share_done)`` now and then,
+    share in 0..1, on this thread.
 
-    An exception raised by ``report`` cancels the search and reaches the caller; Ctrl-C cancels it in any case.
+    An exception raised by ``report`` cancels the work and reaches the caller; Ctrl-C cancels it in any case.
 
     Example:
         >>> import torch, gloss_kernels

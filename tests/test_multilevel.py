@@ -38,21 +38,27 @@ def gth(weights: np.ndarray, excess: np.ndarray, right: np.ndarray) -> np.ndarra
     return x
 
 
-def clustered(n: int, sigma: float, seed: int = 0) -> np.ndarray:
-    """Dense weights [n, n] of tight clusters (spread 0.02) and near duplicates, each joined to its 6 nearest; all hang
-    together by the weights of a ring."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(8, 6))[rng.integers(0, 8, n)] + 0.02 * rng.normal(size=(n, 6))
-    x[n // 2 : n // 2 + n // 8] = x[: n // 8] + 1e-5 * rng.normal(size=(n // 8, 6))
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
+def near_weights(x: np.ndarray, k: int, sigma: float) -> np.ndarray:
+    """Gaussian weights [n, n] of each point to its k nearest, and of a ring through all."""
+    n = len(x)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
     distance = ((x[:, None] - x[None]) ** 2).sum(2) / 2
-    near = np.argsort(distance + 9 * np.eye(n), axis=1)[:, :6]
+    near = np.argsort(distance + 9 * np.eye(n), axis=1)[:, :k]
     edge = np.zeros((n, n), bool)
     np.put_along_axis(edge, near, True, axis=1)
     edge[np.arange(n), (np.arange(n) + 1) % n] = True
     edge |= edge.T
     np.fill_diagonal(edge, False)
     return np.where(edge, np.exp(-distance / sigma**2), 0.0)
+
+
+def clustered(n: int, sigma: float, seed: int = 0) -> np.ndarray:
+    """Dense weights [n, n] of tight clusters (spread 0.02) and near duplicates, each joined to its 6 nearest; all hang
+    together by the weights of a ring."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(8, 6))[rng.integers(0, 8, n)] + 0.02 * rng.normal(size=(n, 6))
+    x[n // 2 : n // 2 + n // 8] = x[: n // 8] + 1e-5 * rng.normal(size=(n // 8, 6))
+    return near_weights(x, 6, sigma)
 
 
 def labels_of(n: int, share: float) -> np.ndarray:
@@ -123,6 +129,52 @@ def test_probabilities_are_right_on_the_cpu(sigma: float, share: float, dtype: t
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="no C++ core")
+@pytest.mark.parametrize("share", [0.1, 0.7])
+def test_many_classes_keep_the_tolerance(share: float) -> None:
+    """Each of 100 classes may lack tol; together, given to one class, that would be 100 tol."""
+    weights, rng = scattered(800, 0.5), np.random.default_rng(1)
+    labels = np.where(rng.random(800) < share, rng.integers(0, 100, 800), -1)
+    system, _ = problem(weights, labels, torch.float32)
+    boundary = torch.eye(100)[np.maximum(labels, 0)] * system.fixed[:, None]
+    system = system._replace(prior=torch.full((100,), 0.01))
+    found = _backends.kernels("cpu").propagate(system, boundary, False, 1e-4)
+    hidden, y = labels < 0, np.eye(100)[np.maximum(labels, 0)]
+    border = weights[hidden][:, ~hidden]
+    wanted = gth(weights[hidden][:, hidden], border.sum(1), border @ y[~hidden])
+    assert np.abs(found.result.double().numpy()[hidden] - wanted).max() <= 2e-4
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no C++ core")
+@pytest.mark.parametrize("prior_strength", [0.0, 0.1])
+@pytest.mark.parametrize("n", [200, 800])  # eliminated; several levels
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 1.0])
+def test_gradient_is_right_on_the_cpu(sigma: float, n: int, prior_strength: float) -> None:
+    """By log weights, beside the adjoint of the elimination."""
+    weights, labels = scattered(n, sigma), labels_of(n, 0.1)
+    system, boundary = problem(weights, labels, torch.float64)
+    system = system._replace(prior_strength=prior_strength)
+    sense = np.random.default_rng(3).normal(size=boundary.shape)
+    kernels = _backends.kernels("cpu")
+    found = kernels.propagate(system, boundary, False, 1e-10)
+    grad, residual = kernels.propagate_backward(
+        system, found.result, found.reachable, found.used_tol, torch.from_numpy(sense)
+    )
+    assert residual.max() <= 1e-10
+    hidden, degree = labels < 0, weights.sum(1)
+    among, border, pull = weights[hidden][:, hidden], weights[hidden][:, ~hidden], prior_strength * degree[hidden]
+    y = np.eye(CLASSES)[np.maximum(labels, 0)]
+    f, lam = y.copy(), np.zeros_like(y)
+    f[hidden] = gth(among, border.sum(1) + pull, border @ y[~hidden] + pull[:, None] / CLASSES)
+    parts = (gth(among, border.sum(1) + pull, np.maximum(sign * sense[hidden], 0)) for sign in (1, -1))
+    lam[hidden] = next(parts) - next(parts)
+    own = prior_strength * (lam * (f - 1 / CLASSES)).sum(1)
+    row, col = weights.nonzero()
+    wanted = -((lam[row] - lam[col]) * (f[row] - f[col])).sum(1) / 2 - (own[row] + own[col]) / 2
+    wanted, mine = wanted * weights[row, col], grad.numpy() * weights[row, col]
+    assert np.abs(mine - wanted).max() <= 1e-6 * np.abs(wanted).max()
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no C++ core")
 @pytest.mark.parametrize("share", [0.02, 0.1])
 def test_what_float64_cannot_solve_says_so(share: float) -> None:
     """Tight clusters that hang on the labels by 1e-167 of what holds them together: not solved, never in silence."""
@@ -162,15 +214,7 @@ def scattered(n: int, sigma: float) -> np.ndarray:
     rng = np.random.default_rng(2)
     which = rng.integers(0, 20, n)
     x = rng.normal(size=(20, 6))[which] + np.where(which < 10, 0.4, 0.1)[:, None] * rng.normal(size=(n, 6))
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    distance = 1 - x @ x.T
-    near = np.argsort(distance + 9 * np.eye(n), axis=1)[:, :8]
-    edge = np.zeros((n, n), bool)
-    np.put_along_axis(edge, near, True, axis=1)
-    edge[np.arange(n), (np.arange(n) + 1) % n] = True
-    edge |= edge.T
-    np.fill_diagonal(edge, False)
-    return np.where(edge, np.exp(-np.maximum(distance, 0) / sigma**2), 0.0)
+    return near_weights(x, 8, sigma)
 
 
 def log_weight_gradient(weights: np.ndarray, labels: np.ndarray, sense: np.ndarray) -> np.ndarray:

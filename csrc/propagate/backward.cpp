@@ -10,10 +10,11 @@
 #include <type_traits>
 
 #include "harmonic.h"
-#include "hidden.h"
 #include "multilevel.h"
 #include "panels.h"
+#include "rows.h"
 #include "solver.h"
+#include "spreading.h"
 
 namespace gloss::cpu {
 namespace {

@@ -1,21 +1,16 @@
 #include "harmonic.h"
 
 #include <algorithm>
-#include <stdexcept>
 #include <utility>
+
+#include "rows.h"
 
 namespace gloss::cpu {
 
 HarmonicRows harmonic_rows(Csr graph, const double* values, const uint8_t* fixed, const uint8_t* reachable,
                            const PropagateOptions& options) {
-  if (graph.n > INT32_MAX) throw std::invalid_argument("graph must have at most 2^31 - 1 nodes, got more");
   HarmonicRows out;
-  out.row_of.assign(static_cast<size_t>(graph.n), -1);
-  for (int64_t i = 0; i < graph.n; ++i) {
-    if (!reachable[i] || fixed[i]) continue;
-    out.row_of[i] = int32_t(out.node.size());
-    out.node.push_back(i);
-  }
+  select_rows(graph.n, [&](int64_t i) { return reachable[i] && !fixed[i]; }, out.node, out.row_of);
   const int64_t rows = out.rows();
   out.pull.resize(static_cast<size_t>(rows));
   WeightedGraph& own = out.graph;

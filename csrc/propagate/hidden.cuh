@@ -1,6 +1,7 @@
-// The linear system of the rows to solve for, on the GPU: the system of hidden.h (unit diagonal, I - B), whose number
-// of rows and edges only the device knows. Buffers have room for every node and every entry of the graph; kernels loop
-// up to the numbers they find there.
+// The linear system of the rows to solve for, on the GPU, scaled to unit diagonal: I - B. Label spreading: B = alpha M. The
+// harmonic solution of a captured graph: with s_i = 1 / sqrt(D_i (1 + eps)), (D (1 + eps) - M) F = b becomes (I - B) Y =
+// s b, B_ij = s_i M_ij s_j, F = s Y. Its number of rows and edges only the device knows: buffers have room for every node
+// and every entry of the graph, and kernels loop up to the numbers they find there.
 #pragma once
 #include <cmath>
 #include <type_traits>

@@ -5,10 +5,11 @@
 #include <numeric>
 
 #include "harmonic.h"
-#include "hidden.h"
 #include "multilevel.h"
 #include "panels.h"
+#include "rows.h"
 #include "solver.h"
+#include "spreading.h"
 
 namespace gloss::cpu {
 namespace {

@@ -208,7 +208,7 @@ class Native:
     def propagate(self, system: System, boundary: Tensor, has_initial: bool, tol: float) -> Solution:
         if self.side == "cuda" and _multilevel(system, boundary):
             return multilevel.propagate(self, system, boundary, has_initial, tol)
-        call, edges, boundary = _Call(self.side, boundary), system.edges, boundary.contiguous()
+        call, edges, boundary = self._solve_call(boundary), system.edges, boundary.contiguous()
         out = Solution(
             result=torch.empty_like(boundary),
             iterations=call.empty((), torch.int64),
@@ -218,8 +218,8 @@ class Native:
         )
         call.run(
             "propagate", _solve_size(edges, boundary), crow=edges.crow, col=edges.col,
-            values=self._weights(call, edges, boundary), fixed=system.fixed.contiguous(), boundary=boundary,
-            has_initial=has_initial, prior=system.prior.to(boundary.dtype).contiguous(), alpha=_alpha(system.alpha),
+            values=edges.values.to(self._weight_dtype(boundary)).contiguous(), fixed=system.fixed.contiguous(),
+            boundary=boundary, has_initial=has_initial, prior=system.prior.to(boundary.dtype).contiguous(), alpha=_alpha(system.alpha),
             prior_strength=system.prior_strength, tol=tol, max_iter=system.max_iter, **out._asdict(),
         )  # fmt: skip
         return out
@@ -229,8 +229,8 @@ class Native:
     ) -> tuple[Tensor, Tensor]:
         if self.side == "cuda" and _multilevel(system, result):
             return multilevel.propagate_backward(self, system, result, reachable, used_tol, grad_result)
-        call, edges = _Call(self.side, result), system.edges
-        values = self._weights(call, edges, result)
+        call, edges = self._solve_call(result), system.edges
+        values = edges.values.to(self._weight_dtype(result)).contiguous()
         grad_values = torch.zeros_like(values)
         residual = call.empty(result.shape[1], torch.float64)
         call.run(
@@ -243,12 +243,15 @@ class Native:
         )  # fmt: skip
         return grad_values.to(edges.values.dtype), residual
 
-    def _weights(self, call: _Call, edges: Edges, result: Tensor) -> Tensor:
-        """The C++ core takes weights in float64 whatever the result is, and reports how far it is."""
+    def _solve_call(self, like: Tensor) -> _Call:
+        call = _Call(self.side, like)
         if self.side == "cpu":
             call.tail["report"] = _progress.current_report()
-            return edges.values.double().contiguous()
-        return edges.values.to(result.dtype).contiguous()
+        return call
+
+    def _weight_dtype(self, result: Tensor) -> torch.dtype:
+        """The C++ core takes weights in float64 whatever the result is."""
+        return torch.float64 if self.side == "cpu" else result.dtype
 
     def flow(self, level: Level, x: Tensor, right: Tensor | None) -> Tensor:
         call, out = _Call(self.side, x), torch.empty_like(x)

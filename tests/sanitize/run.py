@@ -24,12 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 ON_THE_CPU = [
     "tests/test_topk.py", "tests/test_graph.py", "tests/test_propagate.py", "tests/test_loss.py",
     "tests/test_precision.py", "tests/test_memory_safety.py", "tests/test_operator_memory.py", "tests/test_corpus.py",
-    "tests/test_paper_parity.py",
+    "tests/test_paper_parity.py", "tests/test_multilevel.py", "tests/test_elimination.py",
 ]  # fmt: skip
 # Selected by backend: Triton and the reference run no code of the core; compiled code calls the same operators.
 CPU = "not cuda and not triton and not reference and not compile and not graph_capture"
 EMULATED = ["tests/emulator", "tests/test_topk.py", "tests/test_graph.py", "tests/test_propagate.py",
-            "tests/test_loss.py", "tests/test_memory_safety.py", "tests/test_operator_memory.py"]  # fmt: skip
+            "tests/test_loss.py", "tests/test_memory_safety.py", "tests/test_operator_memory.py",
+            "tests/test_multilevel.py", "tests/test_elimination.py"]  # fmt: skip
 RUNS: dict[str, list[tuple[dict[str, str], list[str]]]] = {
     "address": [
         ({}, [*ON_THE_CPU, "-k", CPU]),

@@ -1,18 +1,13 @@
-// Which rows to solve for, and the system of label spreading, (I - alpha M) F = (1 - alpha) Y (hidden.cpp).
+// The system of label spreading, (I - alpha M) F = (1 - alpha) Y, on the reachable rows (spreading.cpp).
 #pragma once
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
 #include "gloss.h"
 #include "kernels.h"
+#include "rows.h"
 
 namespace gloss::cpu {
-
-inline bool is_spreading(const PropagateOptions& options) { return !std::isnan(options.alpha); }
-
-// reachable[i]: a path of positive weights leads from i to a fixed row. The graph is symmetric.
-void find_reachable(Csr graph, const double* values, const uint8_t* fixed, uint8_t* reachable, int threads);
 
 template <class T>
 struct Spreading {
