@@ -219,7 +219,8 @@ class Native:
         call.run(
             "propagate", _solve_size(edges, boundary), crow=edges.crow, col=edges.col,
             values=edges.values.to(self._weight_dtype(boundary)).contiguous(), fixed=system.fixed.contiguous(),
-            boundary=boundary, has_initial=has_initial, prior=system.prior.to(boundary.dtype).contiguous(), alpha=_alpha(system.alpha),
+            boundary=boundary, has_initial=has_initial,
+            prior=system.prior.to(boundary.dtype).contiguous(), alpha=_alpha(system.alpha),
             prior_strength=system.prior_strength, tol=tol, max_iter=system.max_iter, **out._asdict(),
         )  # fmt: skip
         return out
