@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "faiss-cpu", "pynndescent", "torch-geometric")
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "faiss-cpu", "pynndescent", "torch-geometric", "pyamg")
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 
