@@ -140,14 +140,16 @@ int64_t MultilevelSolver<T>::solve(int64_t width, bool has_start, const T* b, T*
     for (int64_t number = 0; number < space_[0].ranges; ++number)
       for (int64_t c = 0; c < width; ++c) largest[c] = std::max(largest[c], largest_[number * width + c]);
   };
-  // Sets residual; whether any active column goes on.
+  // Sets residual; whether the panel goes on. A column that is done goes on with it: that costs nothing, and what 100
+  // classes lack of a row's sum is then far below 100 tol.
   const auto judge = [&] {
     by_rows();
     bool any = false;
     for (int64_t c = 0; c < width; ++c) {
-      if (!active[c]) continue;
-      residual[c] = along[c] > 0 ? largest[c] : 0;
-      any |= active[c] = residual[c] > kMargin * tol_;
+      if (norm[c] == 0) continue;
+      residual[c] = largest[c];
+      active[c] = active[c] && along[c] > 0;
+      any |= active[c] && residual[c] > kMargin * tol_;
     }
     return any;
   };

@@ -125,8 +125,8 @@ class Solver:
             z = self.cycle(0, r)
             along = dots(r, z)
             size = largest(z, x, least) * wanted
-            active = (size > self.tol) & (along > 0)
-            if attempt == ROUNDS or iterations >= self.max_iter or not bool(active.any()):
+            active = wanted & (along > 0)
+            if attempt == ROUNDS or iterations >= self.max_iter or not bool((active & (size > self.tol)).any()):
                 break
             p = z
             while iterations < self.max_iter:
@@ -140,8 +140,9 @@ class Solver:
                 z = self.cycle(0, r)
                 before, along = along, dots(r, z)
                 beta = torch.where(active, along / torch.where(active, before, 1.0), 0.0)
-                active &= (largest(z, x, least) > self.tol) & (along > 0)
-                if not bool(active.any()):
+                # A column that is done goes on with the others: what many lack of a row's sum is then far below tol.
+                active &= along > 0
+                if not bool((active & (largest(z, x, least) > self.tol)).any()):
                     break
                 p = torch.addcmul(z, beta.to(p.dtype), p)
         return x, size, iterations
